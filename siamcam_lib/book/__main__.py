@@ -1,0 +1,43 @@
+"""`python -m siamcam_lib.book`: run the chapters and build the site; what `make book` calls."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from siamcam_lib.book.build import build
+from siamcam_lib.book.run import run_chapters
+from siamcam_lib.errors import SiamcamError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, run, build; 1 and a message for people where something is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m siamcam_lib.book", description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path.cwd(), help="folder that holds _toc.yml")
+    parser.add_argument("--data", default="auto", help="auto, scenes, real, or a folder")
+    parser.add_argument("--profile", default="quick", choices=["quick", "full"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="run this page only, e.g. book/cases/flowers")
+    chosen = parser.parse_args(arguments)
+    limits = {} if chosen.profile == "quick" else {"cell_timeout": 36e3, "chapter_timeout": 72e3}
+    output = chosen.root / "_build"
+    try:
+        run_chapters(
+            chosen.root,
+            output / "stage",
+            data=chosen.data,
+            profile=chosen.profile,
+            seed=chosen.seed,
+            only=chosen.only,
+            **limits,
+        )
+        build(chosen.root, output / "stage", output / "html")
+    except SiamcamError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

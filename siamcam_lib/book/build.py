@@ -1,0 +1,92 @@
+"""Renders the staged chapters as a site; the introduction says how.
+
+Nothing is executed here: Jupyter Book reads the notebooks that `siamcam_lib.book.run` staged, and
+every warning of Sphinx is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from siamcam_lib.book.run import ChapterRun, recorded_runs
+from siamcam_lib.book.vendor import vendor
+from siamcam_lib.errors import BookError
+
+_PROGRESS = re.compile(r"(reading sources|writing output|copying images)\.\.\. *\[ *(\d+)%\]")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def build(root: Path | str, stage: Path | str, out: Path | str | None = None) -> Path:
+    """Render the staged book; the site that was there stays until the new one is whole.
+
+    Args:
+        root: Folder of the book, named in messages only.
+        stage: What `run_chapters` made.
+        out: Folder of the site; ``_build/html`` under `root` if not given.
+
+    Returns:
+        The first page of the site.
+
+    Raises:
+        BookError: Nothing was staged, the scripts of the pages cannot be had, or Sphinx found
+            something to warn of; the message has its warnings.
+    """
+    root, stage = Path(root).resolve(), Path(stage).resolve()
+    out = Path(out).resolve() if out else root / "_build" / "html"
+    runs = recorded_runs(stage)
+    vendor(stage / "book" / "_static" / "vendor")
+    work = out.with_name(f".{out.name}-in-work")
+    shutil.rmtree(work, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _render(stage, work, out.with_name(f"{out.name}.log"))
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(work / "_build" / "html", out)
+    shutil.rmtree(work, ignore_errors=True)
+    first = out / "index.html"
+    print(table(runs))
+    print(f"The book is at {first}", flush=True)
+    return first
+
+
+def table(runs: list[ChapterRun]) -> str:
+    """How long each chapter took, as lines of text."""
+    rows = [(r.name, f"{r.seconds:.1f} s" if r.executed else "prose") for r in runs]
+    rows.append(("together", f"{sum(r.seconds for r in runs):.1f} s"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {time:>9}" for name, time in rows)
+
+
+def _render(stage: Path, work: Path, log: Path) -> None:
+    """Run Jupyter Book; all it says goes to `log`, warnings and progress also to the terminal."""
+    start = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", start, "build", str(stage)]
+    command += ["--path-output", str(work), "-n", "-W", "--keep-going", "--all"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1"},
+    )
+    warnings, shown, text = [], "", ""
+    with process, log.open("w", encoding="utf-8") as file:
+        for raw in process.stdout or ():
+            text = _COLOUR.sub("", raw).rstrip()
+            file.write(text + "\n")
+            if "WARNING" in text or "ERROR" in text:
+                # of the staged copy, whose layout is the project's
+                warnings.append(text.replace(f"{stage}{os.sep}", ""))
+                print(warnings[-1], flush=True)
+            elif (step := _PROGRESS.search(text)) and step[1] != shown:
+                shown = step[1]
+                print(f"{shown} ...", flush=True)
+    if process.returncode:
+        told = "\n".join(warnings) or text
+        raise BookError(f"The book could not be rendered; the log is {log}.\n{told}")

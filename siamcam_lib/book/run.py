@@ -1,0 +1,330 @@
+"""Runs every chapter once, with parameters, into a staging folder; the introduction says how.
+
+Each notebook of `_toc.yml` is executed by papermill in a process of its own, so that a chapter
+which hangs can be ended from outside. What is staged holds no path of this machine, and is what
+both the tests look at and `siamcam_lib.book.build` renders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+import yaml
+
+from siamcam_lib.errors import BookError
+
+RUNS_FILE = "runs.json"
+"""In the staging folder: what was run, with which parameters, in how many seconds."""
+
+_CELL_COUNT = re.compile(r"(\d+)/(\d+) \[")  # in papermill's progress bar
+_WIPE = "\r\033[K"  # back to the start of the terminal's line, and clear it
+_WORKER = Path(__file__).with_name("worker.py")
+
+
+@dataclass(frozen=True)
+class ChapterRun:
+    """One page of the book after it was run.
+
+    Attributes:
+        name: As in `_toc.yml`, e.g. ``"book/foundations/01_pairs"``.
+        path: The staged file.
+        seconds: How long it ran; 0 for a page without code.
+        executed: Whether it is a notebook, which was run, or prose, which was copied.
+        parameters: What was put into its `parameters` cell.
+    """
+
+    name: str
+    path: Path
+    seconds: float
+    executed: bool
+    parameters: dict[str, Any]
+
+
+def chapters(root: Path | str) -> dict[str, Path]:
+    """Every page of the book in reading order: its name in `_toc.yml` and its source file.
+
+    Args:
+        root: Folder that holds `_toc.yml`.
+
+    Raises:
+        BookError: There is no `_toc.yml`, it cannot be read, or it names a page that has no source.
+    """
+    root = Path(root)
+    try:
+        toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+        names = list(_names(toc))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise BookError(
+            f"{root / '_toc.yml'} could not be read as a table of contents ({error!r}); "
+            "run this in the folder of the book, where _toc.yml lies."
+        ) from error
+    found = {}
+    for name in names:
+        sources = [p for p in (root / f"{name}.ipynb", root / f"{name}.md") if p.is_file()]
+        if len(sources) != 1:
+            raise BookError(
+                f"_toc.yml names the page {name!r}, which has {len(sources)} sources; "
+                "it needs one: a notebook (.ipynb) or a page of prose (.md)."
+            )
+        found[name] = sources[0]
+    return found
+
+
+def _names(toc: dict[str, Any]) -> Iterator[str]:
+    if "root" in toc:
+        yield toc["root"]
+    if "file" in toc:
+        yield toc["file"]
+    for key in ("parts", "chapters", "sections"):
+        for entry in toc.get(key, []):
+            yield from _names(entry)
+
+
+def run_chapters(
+    root: Path | str,
+    stage: Path | str,
+    data: str = "auto",
+    profile: str = "quick",
+    seed: int = 0,
+    only: str | None = None,
+    cell_timeout: float = 600.0,
+    chapter_timeout: float = 1200.0,
+) -> list[ChapterRun]:
+    """Execute the chapters and stage everything the pages are rendered from.
+
+    A chapter that fails does not stop those after it; all failures are told together at the end.
+
+    Args:
+        root: Folder of the book, which holds `_toc.yml`, `_config.yml` and `book/`.
+        stage: Folder for the result; what it held before is removed, unless `only` is given.
+        data: ``"auto"``, ``"scenes"``, ``"real"`` or a folder of class folders.
+        profile: ``"quick"`` or ``"full"``.
+        seed: Passed to every chapter that declares it.
+        only: Name of one page, as in `_toc.yml`: run that one and leave the others as they are.
+        cell_timeout: Seconds one cell may take.
+        chapter_timeout: Seconds one chapter may take; then its processes are ended.
+
+    Returns:
+        What was run, in reading order.
+
+    Raises:
+        BookError: A chapter failed or took too long; the message names chapter, cell and error, and
+            the notebook that failed is left in `stage`. Or `only` is no page of the book.
+    """
+    root, stage = Path(root).resolve(), Path(stage).resolve()
+    pages = chapters(root)
+    if only is not None:
+        if only not in pages:
+            raise BookError(f"There is no page {only!r}; _toc.yml has: {', '.join(pages)}.")
+        pages = {only: pages[only]}
+    else:
+        shutil.rmtree(stage, ignore_errors=True)
+    _copy_surroundings(root, stage)
+    if data not in ("auto", "scenes", "real"):
+        data = str(Path(data).expanduser().resolve())  # a chapter runs in another folder
+    known = {"data": data, "profile": profile, "seed": seed}
+
+    runs, failures = [], []
+    for number, (name, source) in enumerate(pages.items(), start=1):
+        line = _Line(f"[{number}/{len(pages)}] {name}")
+        try:
+            run = _run_page(name, source, stage, root, known, cell_timeout, chapter_timeout, line)
+        except BookError as error:
+            line.end("failed")
+            failures.append(str(error))
+        else:
+            line.end(f"{run.seconds:.1f} s" if run.executed else "prose")
+            runs.append(run)
+            _record(run, stage, list(chapters(root)))
+    if failures:
+        raise BookError("\n".join(failures))
+    return runs
+
+
+def recorded_runs(stage: Path | str) -> list[ChapterRun]:
+    """What `run_chapters` left in `stage`, in reading order.
+
+    Raises:
+        BookError: Nothing was run into this folder.
+    """
+    file = Path(stage) / RUNS_FILE
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BookError(
+            f"{stage} holds no executed chapters ({error}); run the chapters first: make book."
+        ) from error
+    return [ChapterRun(**{**row, "path": Path(stage) / row["path"]}) for row in rows]
+
+
+def _record(run: ChapterRun, stage: Path, order: list[str]) -> None:
+    """Add `run` to the record; a page run again replaces its older row."""
+    earlier = recorded_runs(stage) if (stage / RUNS_FILE).is_file() else []
+    runs = [r for r in earlier if r.name != run.name and r.name in order] + [run]
+    runs.sort(key=lambda r: order.index(r.name))
+    rows = [{**asdict(r), "path": r.path.relative_to(stage).as_posix()} for r in runs]
+    (stage / RUNS_FILE).write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+def _copy_surroundings(root: Path, stage: Path) -> None:
+    """Stage whatever the pages need besides themselves: settings, styles, references, pictures."""
+    (stage / "book").mkdir(parents=True, exist_ok=True)
+    for name in ("_config.yml", "_toc.yml"):
+        if (root / name).is_file():
+            shutil.copyfile(root / name, stage / name)
+    not_pages = shutil.ignore_patterns(
+        "*.ipynb", "*.md", "__pycache__", ".ipynb_checkpoints", "vendor"
+    )
+    if (root / "book").is_dir():
+        shutil.copytree(root / "book", stage / "book", ignore=not_pages, dirs_exist_ok=True)
+
+
+def _run_page(
+    name: str,
+    source: Path,
+    stage: Path,
+    root: Path,
+    known: dict[str, Any],
+    cell_timeout: float,
+    chapter_timeout: float,
+    line: _Line,
+) -> ChapterRun:
+    target = stage / f"{name}{source.suffix}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix == ".md":
+        shutil.copyfile(source, target)
+        return ChapterRun(name, target, 0.0, False, {})
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="siamcam-chapter-") as scratch:
+        job = {
+            "source": str(source),
+            "target": str(target),
+            "scratch": scratch,
+            "parameters": known,
+            "cell_timeout": cell_timeout,
+        }
+        answer = _run_in_process(job, root, chapter_timeout, line)
+    if "error" in answer:
+        raise BookError(f"Chapter {name}: {answer['error']} The notebook is kept: {target}")
+    seconds = time.monotonic() - start
+    return ChapterRun(name, target, round(seconds, 1), True, answer["parameters"])
+
+
+def _run_in_process(job: dict[str, Any], root: Path, timeout: float, line: _Line) -> dict[str, Any]:
+    """Run one notebook by `worker.py`; end it, and its kernel, when time is up."""
+    environment = os.environ | {
+        # A kernel of our own making comes first: the reader's home may hold another "python3".
+        "JUPYTER_PATH": job["scratch"],
+        # Nor may start-up files in the reader's home change what a page shows.
+        "IPYTHONDIR": str(Path(job["scratch"]) / "ipython"),
+        # The chapters of this folder are run with the library of this folder.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-P", str(_WORKER)],  # by its path: it needs nothing of the package
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+    )
+    said: list[str] = []
+    listener = threading.Thread(target=_listen, args=(process.stderr, said, line), daemon=True)
+    listener.start()
+    try:
+        answer = _exchange(process, json.dumps(job), timeout, line)
+        listener.join(timeout=5)
+    except subprocess.TimeoutExpired:
+        return {"error": f"took longer than {timeout:g} s and was ended {line.where}."}
+    finally:
+        _end_with_children(process)
+    try:
+        return json.loads(answer.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = " | ".join(said[-3:]) or "it said nothing"
+        return {"error": f"its process ended with code {process.returncode}: {last}."}
+
+
+def _exchange(process: subprocess.Popen[str], text: str, timeout: float, line: _Line) -> str:
+    """Hand over `text`, wait for the answer; meanwhile the clock on the line keeps moving."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(text)
+    process.stdin.close()
+    answer: list[str] = []
+    reader = threading.Thread(target=lambda: answer.append(process.stdout.read()), daemon=True)
+    reader.start()
+    end = time.monotonic() + timeout
+    while reader.is_alive():
+        if time.monotonic() > end:
+            raise subprocess.TimeoutExpired(process.args, timeout)
+        reader.join(timeout=0.2)
+        line.tick()
+    process.wait(timeout=30)
+    return "".join(answer)
+
+
+def _listen(stream: IO[str], said: list[str], line: _Line) -> None:
+    """Read papermill's progress bar: which cell is running."""
+    for text in stream:  # universal newlines: a carriage return ends a line, too
+        if count := _CELL_COUNT.search(text):
+            line.cell = (int(count[1]), int(count[2]))
+        elif text.strip():
+            said.append(text.strip())
+
+
+def _end_with_children(process: subprocess.Popen[str]) -> None:
+    """End `process` and all it started; a kernel has its own session, so its group is no help."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    if process.poll() is None:
+        process.kill()
+    for child in family:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            pass
+    process.wait(timeout=30)
+
+
+class _Line:
+    """The one line of progress a chapter gets; its clock moves where a person is watching."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.cell: tuple[int, int] | None = None
+        self._start = time.monotonic()
+        self._live = sys.stdout.isatty()
+        self._shown = 0.0
+        print(title, end="", flush=True)
+
+    @property
+    def where(self) -> str:
+        """Which cell is running, in words; cells are counted as papermill does, from 1."""
+        return f"in cell {self.cell[0] + 1} of {self.cell[1]}" if self.cell else "at its start"
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        if self._live and now - self._shown > 0.5:
+            self._shown = now
+            place = f", {self.where}" if self.cell and self.cell[0] < self.cell[1] else ""
+            print(f"{_WIPE}{self.title}  {now - self._start:.0f} s{place}", end="", flush=True)
+
+    def end(self, result: str) -> None:
+        print(f"{_WIPE}{self.title}  {result}" if self._live else f"  {result}", flush=True)

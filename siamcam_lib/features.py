@@ -1,0 +1,158 @@
+"""Pooled backbone features of many images, computed once and kept on disk.
+
+Taught in chapter 2 (model). The backbone is by far the dearest part; where it is frozen, its
+pooled output g (K numbers an image) is all that training and evaluation need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from siamcam_lib.datasets import ImageSet
+from siamcam_lib.errors import CacheError
+from siamcam_lib.files import cache_home
+from siamcam_lib.model import SiameseNet
+
+VIEWS = ("plain", "mirrored")
+"""The picture as it is, and its mirror image: the cheapest augmentation of frozen features."""
+
+
+class FeatureCache:
+    """Vectors under content keys, in one SQLite file: safe against crashes and second processes.
+
+    Example:
+        >>> import tempfile
+        >>> cache = FeatureCache(Path(tempfile.mkdtemp()) / "features.sqlite")
+        >>> cache.put({"key": np.ones(3, np.float32)})
+        >>> cache.get(["key", "other"])
+        {'key': array([1., 1., 1.], dtype=float32)}
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or cache_home() / "features.sqlite"
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, value BLOB)"
+                )
+                yield connection
+        except (sqlite3.Error, OSError) as error:
+            raise CacheError(
+                f"The feature cache {self.path} cannot be used ({error}); delete it, or set "
+                "SIAMCAM_CACHE to a folder that can be written."
+            ) from error
+
+    def get(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
+        """Those of `keys` that are known, with their float32 vectors."""
+        with self._open() as connection:
+            query = "SELECT value FROM features WHERE key = ?"
+            rows = ((key, connection.execute(query, (key,)).fetchone()) for key in keys)
+            return {key: np.frombuffer(row[0], np.float32) for key, row in rows if row}
+
+    def put(self, vectors: dict[str, np.ndarray]) -> None:
+        """Store float32 vectors, all or none."""
+        rows = [(key, np.ascontiguousarray(v, np.float32).tobytes()) for key, v in vectors.items()]
+        with self._open() as connection:
+            connection.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", rows)
+
+
+def backbone_digest(net: SiameseNet) -> str:
+    """SHA-256 of everything the features depend on besides the image: weights, size, scaling."""
+    total = hashlib.sha256(f"{net.config['backbone']} {net.image_size}".encode())
+    for tensor in (net.mean, net.std, *net.backbone.state_dict().values()):
+        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+class _Pictures(Dataset):
+    """The pictures of an image set at the network's size, uint8 (3, S, S)."""
+
+    def __init__(self, images: ImageSet, wanted: list[tuple[int, str]], size: int) -> None:
+        self.images, self.wanted, self.size = images, wanted, size
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def __getitem__(self, position: int) -> torch.Tensor:
+        index, view = self.wanted[position]
+        picture = self.images.image(index)
+        if view == "mirrored":
+            picture = ImageOps.mirror(picture)
+        picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def pooled_features(
+    net: SiameseNet,
+    images: ImageSet,
+    *,
+    view: str = "plain",
+    cache: FeatureCache | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> torch.Tensor:
+    """Pooled features g of every image, from the cache where they are known.
+
+    Args:
+        net: Gives backbone, input size and device.
+        images: n images.
+        view: ``"plain"`` or ``"mirrored"``.
+        cache: Where to look and to store; by default the user's cache folder.
+        batch_size: Images in one forward pass; what is computed is stored after each batch, so
+            that an interrupted run loses at most one.
+        progress: Show a progress bar while images are computed.
+
+    Returns:
+        (n, K) float32 on the CPU.
+
+    Raises:
+        CacheError: if the cache cannot be read or written.
+        ImageError: if a picture cannot be read.
+
+    Example:
+        >>> import siamcam_lib as sc, tempfile
+        >>> images = sc.datasets.load("scenes/flowers", n=4)
+        >>> net = SiameseNet("resnet18", pretrained=False, image_size=64)
+        >>> cache = FeatureCache(Path(tempfile.mkdtemp()) / "f.sqlite")
+        >>> pooled_features(net, images, cache=cache, progress=False).shape
+        torch.Size([4, 512])
+    """
+    cache = cache or FeatureCache()
+    model = backbone_digest(net)
+    keys = [f"{model}/{view}/{images.digest(i)}" for i in range(len(images))]
+    known = cache.get(keys)
+    missing = list({key: i for i, key in enumerate(keys) if key not in known}.items())
+    loader = DataLoader(
+        _Pictures(images, [(i, view) for _, i in missing], net.image_size), batch_size=batch_size
+    )
+    training = net.training
+    net.eval()
+    bar = tqdm(total=len(missing), desc=f"features of {images.name}", unit="image",
+               disable=not (progress and missing), leave=False)
+    try:
+        with torch.inference_mode(), bar:
+            for start, batch in enumerate(loader):
+                maps = net.feature_maps(batch.to(net.device).float() / 255)
+                rows = maps.mean(dim=(2, 3)).float().cpu().numpy()
+                slots = missing[start * batch_size : start * batch_size + len(rows)]
+                fresh = {key: row for (key, _), row in zip(slots, rows, strict=True)}
+                cache.put(fresh)
+                known.update(fresh)
+                bar.update(len(rows))
+    finally:
+        net.train(training)
+    return torch.from_numpy(np.stack([known[key] for key in keys]))

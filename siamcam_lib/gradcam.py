@@ -1,0 +1,142 @@
+r"""Grad-CAM of a pair in closed form: exact, for both images and both polarities, and nearly free.
+
+Taught in chapter 4 (Grad-CAM maths). With a head that pools and projects, the gradient that
+Grad-CAM asks for is constant over the feature map and known without a backward pass. Project each
+feature map once, :math:`P_i(p) = D_i W A_i(p) / Z`; then every map of a pair is a product of
+:math:`P_i` with a combination of the two embeddings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from siamcam_lib.model import SiameseNet
+
+SMALLEST_SLOPE = 1e-30
+"""Keeps a map's shape where the sigmoid is so saturated that float32 would round its slope to 0."""
+
+
+@dataclass(frozen=True)
+class Projected:
+    r"""A batch of images as the head sees them, location by location.
+
+    Attributes:
+        maps: :math:`P_i(p) = D_i W A_i(p) / Z`, (B, E, h, w).
+        embedding: :math:`e_i = \mathrm{ReLU}(W g_i + b)`, (B, E), before any scaling to unit
+            length. It is the sum of `maps` over space, plus the bias of the active units.
+    """
+
+    maps: Tensor
+    embedding: Tensor
+
+
+def project(net: SiameseNet, feature_maps: Tensor) -> Projected:
+    """Project feature maps A (B, K, h, w) through the head, without pooling them.
+
+    Example:
+        >>> net = SiameseNet("resnet18", embed_dim=8, pretrained=False).eval()
+        >>> seen = project(net, torch.rand(2, 512, 7, 7))
+        >>> seen.maps.shape, seen.embedding.shape
+        (torch.Size([2, 8, 7, 7]), torch.Size([2, 8]))
+    """
+    with torch.no_grad():
+        embedding = net.activation(feature_maps.mean(dim=(2, 3)))  # (B, E)
+        maps = torch.einsum("ek,bkhw->behw", net.projection.weight, feature_maps)
+        active = (embedding > 0).to(maps.dtype)  # D_i
+        area = feature_maps.shape[2] * feature_maps.shape[3]  # Z
+        return Projected(maps * active[:, :, None, None] / area, embedding)
+
+
+def along(projected: Projected, direction: Tensor) -> Tensor:
+    """⟨P_i(p), v_i⟩ at every location: direction v (B, E) → (B, h, w)."""
+    return torch.einsum("behw,be->bhw", projected.maps, direction)
+
+
+def self_map(projected: Projected) -> Tensor:
+    """N_i(p) = ⟨P_i(p), e_i⟩, what makes the image's own embedding long: (B, h, w)."""
+    return along(projected, projected.embedding)
+
+
+def shared_map(projected: Projected, partner: Projected) -> Tensor:
+    """S_i(p) = ⟨P_i(p), e_j⟩, what the image has of its partner (Stylianou et al. 2019)."""
+    return along(projected, partner.embedding)
+
+
+def distance(net: SiameseNet, a: Projected, b: Projected) -> Tensor:
+    """d of pairs of projected images, (B,)."""
+    if not net.normalize:
+        return net.distance(a.embedding, b.embedding)
+    unit = torch.nn.functional.normalize
+    return net.distance(unit(a.embedding, dim=-1), unit(b.embedding, dim=-1))
+
+
+def slope(net: SiameseNet, d: Tensor) -> Tensor:
+    """s = w_y · y (1 − y), the sigmoid's slope at distance d, (B,) float64.
+
+    Computed from both tails, so that it does not round to zero where y rounds to 1.
+    """
+    weight, offset = net.output.weight.double().squeeze(), net.output.bias.double().squeeze()
+    z = weight * d.double() + offset
+    s = weight * torch.sigmoid(z) * torch.sigmoid(-z)
+    return torch.where(s.abs() < SMALLEST_SLOPE, torch.sign(weight) * SMALLEST_SLOPE, s)
+
+
+def approach(net: SiameseNet, e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Gradients of :math:`-d` with respect to both embeddings: the way that brings them together.
+
+    Plain embeddings: :math:`v_1 = (e_2 - e_1)/d`. Unit length, with
+    :math:`\hat e = e/\lVert e \rVert`:
+    :math:`v_1 = (\hat e_2 - \cos\,\hat e_1)/(d \lVert e_1 \rVert)`. For equal embeddings there is
+    no way to go, and both are zero.
+
+    Args:
+        net: Says whether embeddings are scaled to unit length.
+        e1: (B, E), before scaling.
+        e2: (B, E), before scaling.
+    """
+    if not net.normalize:
+        step = e2 - e1
+        v1 = step / _nonzero(torch.linalg.vector_norm(step, dim=-1, keepdim=True))
+        return v1, -v1
+    n1, n2 = (_nonzero(torch.linalg.vector_norm(e, dim=-1, keepdim=True)) for e in (e1, e2))
+    u1, u2 = e1 / n1, e2 / n2
+    step = u2 - u1
+    d = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
+    # û₂ − cos û₁ = (û₂ − û₁) + (1 − cos) û₁ with 1 − cos = d²/2: nothing cancels as d → 0.
+    gap = d.square() / 2
+    return (step + gap * u1) / _nonzero(d * n1), (gap * u2 - step) / _nonzero(d * n2)
+
+
+def pair_maps(net: SiameseNet, a: Projected, b: Projected) -> tuple[Tensor, Tensor]:
+    r"""Signed Grad-CAM maps of the similarity 1 − y, for both images of each pair.
+
+    With plain embeddings this is :math:`(s/d)(S_i - N_i)`, what the image shares with its partner
+    less what it holds itself; the map of y is exactly its negative. Equation (1) and (2) of
+    Livieris et al. (2023, doi:10.3390/jimaging9100224), before the ReLU.
+
+    Args:
+        net: Gives the sigmoid's slope and the kind of embedding.
+        a: First images, projected.
+        b: Second images, projected; as many.
+
+    Returns:
+        Two (B, h, w) maps at feature resolution; positive speaks for similarity.
+
+    Example:
+        >>> net = SiameseNet("resnet18", embed_dim=8, pretrained=False).eval()
+        >>> seen = project(net, torch.rand(1, 512, 7, 7))
+        >>> [bool((m == 0).all()) for m in pair_maps(net, seen, seen)]  # identical: blank
+        [True, True]
+    """
+    s = slope(net, distance(net, a, b))
+    v1, v2 = approach(net, a.embedding, b.embedding)
+    scale = s.to(v1.dtype)[:, None, None]
+    return scale * along(a, v1), scale * along(b, v2)
+
+
+def _nonzero(x: Tensor) -> Tensor:
+    """1 where x is 0: what is divided by it is 0 there too."""
+    return torch.where(x == 0, torch.ones_like(x), x)

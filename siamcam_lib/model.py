@@ -1,0 +1,230 @@
+"""`SiameseNet`: two photographs in, one dissimilarity out.
+
+Taught in chapter 2 (model). One backbone looks at both images; its feature map is averaged over
+space, projected and rectified into an embedding; the distance of two embeddings, squashed by a
+sigmoid, is the dissimilarity (Livieris et al. 2023, section 4, doi:10.3390/jimaging9100224).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+
+from siamcam_lib import backbones
+from siamcam_lib.errors import ModelError
+from siamcam_lib.files import whole_file
+
+FORMAT = "siamcam-1"
+
+
+class SiameseNet(nn.Module):
+    r"""A Siamese network: one backbone, a projection, a distance, a sigmoid.
+
+    .. math::
+
+        g_i = \tfrac1Z \textstyle\sum_p A_i(p), \quad e_i = \mathrm{ReLU}(W g_i + b), \quad
+        d = \lVert e_1 - e_2 \rVert_2, \quad y = \sigma(w_y d + c)
+
+    Images are float tensors (B, 3, H, W) with values in [0, 1]; the network normalises them
+    itself. The weights :math:`w_y, c` and the threshold are set by `sc.fit` on validation pairs.
+
+    Args:
+        backbone: A name (see `siamcam_lib.backbones.create`) or a module that maps
+            (B, 3, H, W) to (B, K, h, w).
+        embed_dim: E, the length of an embedding; 256 in the paper.
+        normalize: Scale embeddings to unit length, so that d lies in [0, √2]. It learns better;
+            the paper does not, and ``normalize=False`` gives its network.
+        image_size: Images are resized to this many pixels, square, before they are looked at.
+        pretrained: Take the backbone's ImageNet weights.
+
+    Raises:
+        ModelError: if the backbone is unknown or gives no feature map, or a size is not positive.
+
+    Example:
+        >>> net = SiameseNet("resnet18", embed_dim=8, pretrained=False, image_size=64).eval()
+        >>> a, b = torch.rand(2, 5, 3, 64, 64)
+        >>> net(a, b).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "efficientnet_lite0",
+        embed_dim: int = 256,
+        *,
+        normalize: bool = True,
+        image_size: int = 224,
+        pretrained: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value in (("embed_dim", embed_dim), ("image_size", image_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ModelError(f"{name} must be a positive whole number, not {value!r}.")
+        if isinstance(backbone, nn.Module):
+            found = backbones.Backbone(backbone, backbones._channels("backbone", backbone))
+        else:
+            found = backbones.create(backbone, pretrained)
+        self.config = {
+            "backbone": backbone if isinstance(backbone, str) else "custom",
+            "embed_dim": embed_dim,
+            "normalize": bool(normalize),
+            "image_size": image_size,
+        }
+        self.backbone = found.module
+        self.projection = nn.Linear(found.channels, embed_dim)  # W (E, K), b (E,)
+        self.output = nn.Linear(1, 1)  # w_y and c of the sigmoid
+        nn.init.ones_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+        self.register_buffer("mean", torch.tensor(found.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(found.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("_threshold", torch.tensor(0.5, dtype=torch.float64))
+
+    @property
+    def normalize(self) -> bool:
+        """Whether embeddings have unit length."""
+        return self.config["normalize"]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square the network looks at, in pixels."""
+        return self.config["image_size"]
+
+    @property
+    def threshold(self) -> float:
+        """Pairs with a dissimilarity at or above it are judged dissimilar; in (0, 1)."""
+        return float(self._threshold)
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        if not 0 < value < 1:
+            raise ModelError(f"A threshold lies strictly between 0 and 1, not {value!r}.")
+        self._threshold.fill_(value)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.projection.weight.device
+
+    def to_tensor(self, images: Sequence[Image.Image]) -> Tensor:
+        """Resize RGB pictures to the square the network looks at: float (B, 3, S, S) in [0, 1].
+
+        The whole picture is kept, its aspect ratio is not: a map can then be stretched back over
+        the whole picture.
+        """
+        side = (self.image_size, self.image_size)
+        resized = [np.array(image.resize(side, Image.Resampling.BICUBIC)) for image in images]
+        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float().div_(255)
+
+    def feature_maps(self, images: Tensor) -> Tensor:
+        """A, the backbone's last feature map: (B, 3, H, W) in [0, 1] → (B, K, h, w)."""
+        return self.backbone((images - self.mean) / self.std)
+
+    def activation(self, pooled: Tensor) -> Tensor:
+        """ReLU(W g + b), before any scaling to unit length: (B, K) → (B, E)."""
+        return torch.relu(self.projection(pooled))
+
+    def embed_pooled(self, pooled: Tensor) -> Tensor:
+        """Embedding e of pooled features g: (B, K) → (B, E)."""
+        e = self.activation(pooled)
+        return nn.functional.normalize(e, dim=-1) if self.normalize else e
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embedding e of images: (B, 3, H, W) in [0, 1] → (B, E)."""
+        return self.embed_pooled(self.feature_maps(images).mean(dim=(2, 3)))
+
+    @staticmethod
+    def distance(e1: Tensor, e2: Tensor) -> Tensor:
+        """L2 distance d of embeddings: (B, E), (B, E) → (B,).
+
+        `torch.linalg.vector_norm` has gradient 0 for equal embeddings, where
+        ``((e1 - e2)**2).sum().sqrt()`` gives NaN and `F.pairwise_distance` an arbitrary direction.
+        """
+        return torch.linalg.vector_norm(e1 - e2, dim=-1)
+
+    def dissimilarity(self, distance: Tensor) -> Tensor:
+        """y = σ(w_y d + c), in (0, 1): (B,) → (B,)."""
+        return torch.sigmoid(self.output(distance.unsqueeze(-1)).squeeze(-1))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Dissimilarity y of pairs of images: (B, 3, H, W) twice → (B,).
+
+        Both images go through the backbone as one batch of 2B: it runs once, so that a hook on it
+        sees both.
+        """
+        e1, e2 = self.embed(torch.cat([a, b])).chunk(2)
+        return self.dissimilarity(self.distance(e1, e2))
+
+    def save(self, path: str | Path) -> None:
+        """Write configuration and weights as one safetensors file, whole or not at all."""
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        metadata = {"format": FORMAT, "config": json.dumps(self.config)}
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, backbone: nn.Module | None = None) -> SiameseNet:
+        """Read a network written by `save`, in evaluation mode.
+
+        Args:
+            path: The safetensors file.
+            backbone: The module itself, where the network was built from one.
+
+        Raises:
+            ModelError: if the file is missing, is no safetensors file (a pickle, say), was not
+                written by `save`, or its weights do not fit the architecture it names.
+        """
+        config, tensors = _read(Path(path))
+        name = config.pop("backbone")
+        if name == "custom" and backbone is None:
+            raise ModelError(
+                f"{path} was saved from a backbone of your own; pass the same module: "
+                "SiameseNet.load(path, backbone=module)."
+            )
+        net = cls(name if backbone is None else backbone, pretrained=False, **config)
+        expected = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+        given = {k: tuple(v.shape) for k, v in tensors.items()}
+        if expected != given:
+            wrong = sorted(k for k in expected | given if expected.get(k) != given.get(k))
+            first = wrong[0]
+            raise ModelError(
+                f"{path} does not fit the backbone {name!r}: {len(wrong)} tensors differ, first "
+                f"{first} (file: {given.get(first)}, network: {expected.get(first)}). Load it "
+                "with the architecture it was saved from."
+            )
+        net.load_state_dict(tensors)
+        return net.eval()
+
+
+def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    """Configuration and tensors of a file written by `SiameseNet.save`."""
+    if not path.is_file():
+        raise ModelError(f"There is no weights file {path}; SiameseNet.save(path) writes one.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(
+            f"{path} is no safetensors file ({error}). Only files written by SiameseNet.save are "
+            "read; pickled checkpoints (.pt, .pth) can run code and are refused."
+        ) from error
+    try:
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
+        config = json.loads(metadata["config"])
+        if set(config) != {"backbone", "embed_dim", "normalize", "image_size"}:
+            raise ValueError(f"configuration {sorted(config)}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path} holds tensors, but was not written by this library's SiameseNet.save ({error})."
+        ) from error
+    return config, tensors

@@ -1,0 +1,90 @@
+"""Pictures that are the same picture: byte-identical copies and near-duplicates.
+
+Taught in chapter 1 (pairs). Whatever is found here must stay on one side of a split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import imagehash
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import pdist
+
+from siamcam_lib.datasets import ImageSet
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Pairs of positions in an image set, each (m, 2) int64 with i < j.
+
+    Attributes:
+        exact: Byte-identical files.
+        near: Pictures whose perceptual hashes differ by at most the limit, without the exact.
+    """
+
+    exact: np.ndarray
+    near: np.ndarray
+
+    def joined(self, groups: np.ndarray) -> np.ndarray:
+        """`groups` with every group that shares a duplicate made one: (n,) int64."""
+        return join_groups(groups, np.concatenate([self.exact, self.near]))
+
+
+def find_duplicates(images: ImageSet, max_bits: int = 4) -> Duplicates:
+    """Exact copies by digest, near-duplicates by perceptual hash.
+
+    The hash is pHash of 64 bits (`imagehash.phash`), which survives re-encoding, resizing and
+    small changes of brightness; it compares pictures, not subjects.
+
+    Args:
+        images: n images.
+        max_bits: Largest Hamming distance of two hashes that counts as the same picture, of 64.
+
+    Raises:
+        ImageError: if a picture cannot be read.
+
+    Example:
+        >>> import siamcam_lib as sc
+        >>> find_duplicates(sc.datasets.load("scenes/flowers", n=6)).exact.shape
+        (0, 2)
+    """
+    digests = np.array([images.digest(i) for i in range(len(images))])
+    exact = _pairs_where(digests[:, None] == digests[None, :])
+    hashes = [imagehash.phash(images.image(i)).hash.ravel() for i in range(len(images))]
+    if len(hashes) < 2:
+        return Duplicates(exact, np.empty((0, 2), np.int64))
+    bits = np.rint(pdist(np.array(hashes), "hamming") * 64)
+    i, j = np.triu_indices(len(images), k=1)
+    close = np.stack([i, j], axis=1)[bits <= max_bits]
+    known = {tuple(pair) for pair in exact.tolist()}
+    near = [pair for pair in close.tolist() if tuple(pair) not in known]
+    return Duplicates(exact, np.array(near, np.int64).reshape(-1, 2))
+
+
+def join_groups(groups: np.ndarray, links: np.ndarray) -> np.ndarray:
+    """Merge groups that a link connects, directly or through others.
+
+    Args:
+        groups: (n,) group of each image.
+        links: (m, 2) pairs of image positions that belong together.
+
+    Returns:
+        (n,) int64 group numbers from 0.
+
+    Example:
+        >>> join_groups(np.array([5, 5, 8, 9]), np.array([[1, 2]])).tolist()
+        [0, 0, 0, 1]
+    """
+    _, compact = np.unique(groups, return_inverse=True)
+    size = int(compact.max(initial=-1)) + 1
+    ends = compact[np.asarray(links, np.int64).reshape(-1, 2)]
+    graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(size, size))
+    _, component = connected_components(graph, directed=False)
+    return component[compact].astype(np.int64)
+
+
+def _pairs_where(matrix: np.ndarray) -> np.ndarray:
+    return np.argwhere(np.triu(matrix, k=1)).astype(np.int64).reshape(-1, 2)

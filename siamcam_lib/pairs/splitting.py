@@ -1,0 +1,101 @@
+"""Splitting images into training, validation and test parts before any pair is made.
+
+Taught in chapter 1 (pairs). The split keeps class shares, keeps groups together and is seeded.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from siamcam_lib.datasets import ImageSet
+from siamcam_lib.errors import PairError
+from siamcam_lib.pairs.duplicates import find_duplicates
+
+TEST_FOLDS, VALIDATION_FOLDS = 5, 10
+"""80/20, and a tenth of the training part for validation, as in Livieris et al. (section 4)."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three image sets with no image and no group in common.
+
+    Example:
+        >>> import siamcam_lib as sc
+        >>> sc.pairs.split(sc.datasets.load("scenes/flowers", n=100), seed=0)
+        Split(train=72, val=8, test=20)
+    """
+
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+
+    def __repr__(self) -> str:
+        return f"Split(train={len(self.train)}, val={len(self.val)}, test={len(self.test)})"
+
+
+def split(images: ImageSet, seed: int = 0, *, grouped: bool = True) -> Split:
+    """Split images 72/8/20 into training, validation and test, by class and by group.
+
+    Args:
+        images: At least two classes and ten groups. Groups are those of the set, joined where
+            photographs are copies or near-copies of each other (`find_duplicates`).
+        seed: The same seed gives the same split.
+        grouped: False splits image by image, as the paper does; chapter 1 measures what that
+            leak is worth.
+
+    Raises:
+        PairError: if there are too few classes, images or groups to fill the three parts.
+
+    Example:
+        >>> import siamcam_lib as sc
+        >>> parts = split(sc.datasets.load("scenes/rooms", n=60), seed=1)
+        >>> set(parts.train.groups) & set(parts.test.groups)
+        set()
+    """
+    if len(np.unique(images.labels)) < 2:
+        raise PairError(f"{images.name!r} has one class; pairs need at least two.")
+    if grouped and images.origin != "scenes":  # drawn scenes have no copies
+        groups = find_duplicates(images).joined(images.groups)
+    else:
+        groups = images.groups if grouped else np.arange(len(images))
+    everything = np.arange(len(images))
+    rest, test = _part(everything, images.labels, groups, TEST_FOLDS, seed, images.name)
+    train, val = _part(rest, images.labels, groups, VALIDATION_FOLDS, seed, images.name)
+    for name, indices in (("training", train), ("validation", val), ("test", test)):
+        found, counts = np.unique(images.labels[indices], return_counts=True)
+        if len(found) < 2 or counts.max(initial=0) < 2:
+            raise PairError(
+                f"The {name} part of {images.name!r} would hold {len(indices)} images of "
+                f"{len(found)} classes, too few for one similar and one dissimilar pair; give "
+                "more images a class (twenty are comfortable)."
+            )
+    joined = ImageSet(
+        images.name, images.classes, images.items, images.labels, groups, images.source,
+        images.notes,
+    )  # fmt: skip
+    return Split(joined.subset(train), joined.subset(val), joined.subset(test))
+
+
+def _part(
+    indices: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Set one of `folds` stratified, grouped folds aside: (the others, the one), both sorted."""
+    available = len(np.unique(groups[indices]))
+    if available < folds:
+        raise PairError(
+            f"{name!r} has {available} independent groups of images; at least {folds} are needed "
+            "to set a part aside. Give more images, or images that are not copies of each other."
+        )
+    folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class with fewer images than folds is expected (six AirBnB classes have one or two).
+        warnings.filterwarnings("ignore", message="The least populated class")
+        try:
+            kept, aside = next(folder.split(indices, labels[indices], groups[indices]))
+        except ValueError as error:
+            raise PairError(f"{name!r} cannot be split into {folds} parts: {error}.") from error
+    return indices[kept], indices[aside]

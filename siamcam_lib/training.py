@@ -1,0 +1,383 @@
+"""`fit`: train a Siamese network on one split and calibrate its decision.
+
+Taught in chapters 3 (contrastive loss) and in the case studies. Lightning runs the loop; what is
+ours is which numbers go in: cached features of a frozen backbone, or augmented pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from siamcam_lib.augmentation import AugmentedImages, Batches, default_augmentation
+from siamcam_lib.calibration import best_threshold, fit_sigmoid
+from siamcam_lib.errors import TrainingError
+from siamcam_lib.features import VIEWS, FeatureCache, pooled_features
+from siamcam_lib.files import whole_file
+from siamcam_lib.losses import Objective, objective
+from siamcam_lib.model import SiameseNet
+from siamcam_lib.pairs import Split, all_pairs, check_split
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast to train.
+
+    Attributes:
+        epochs: Passes; in frozen mode an epoch is `steps` batches.
+        batch_size: Images in a batch.
+        learning_rate: Highest rate of projection and output; one cycle of AdamW.
+        backbone_rate: The same for the backbone, where it is trained.
+        steps: Batches an epoch; None for one pass over the images.
+        patience: Epochs without a better validation AUC after which training stops.
+        dropout: Share of pooled features set to zero in training (frozen mode).
+        crop_size: Side of the training crops in pixels (fine-tuning mode).
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float = 2e-3
+    backbone_rate: float = 3e-4
+    weight_decay: float = 1e-2
+    steps: int | None = None
+    patience: int = 15
+    dropout: float = 0.5
+    crop_size: int = 192
+
+
+FROZEN = Recipe(epochs=60, batch_size=256, steps=10, patience=30)
+FINETUNE = Recipe(epochs=8, batch_size=64)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training did.
+
+    Attributes:
+        history: One dictionary an epoch: ``epoch``, ``train_loss``, ``val_auc``, ``seconds``.
+        best_epoch: The epoch whose weights the network has now.
+        threshold: Dissimilarity from which a pair is judged dissimilar.
+        seconds: Wall-clock time of this call, features included.
+        resumed_at: Epoch at which an earlier, interrupted call was taken up; 0 for none.
+    """
+
+    history: tuple[dict[str, float], ...]
+    best_epoch: int
+    threshold: float
+    seconds: float
+    loss: str
+    finetune: bool
+    seed: int
+    resumed_at: int = 0
+
+
+def fit(
+    net: SiameseNet,
+    split: Split,
+    seed: int = 0,
+    *,
+    loss: str | None = None,
+    finetune: bool = False,
+    recipe: Recipe | None = None,
+    threshold: float | None = None,
+    augmentation: v2.Transform | None = None,
+    folder: str | Path | None = None,
+    cache: FeatureCache | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Train `net` in place on ``split.train``, choose by ``split.val``; never touch ``split.test``.
+
+    Frozen mode (the default) trains projection and output on cached features of the pictures and
+    of their mirror images: seconds on two cores. Fine-tuning trains everything on augmented
+    pictures. Either way the weights of the epoch with the best validation AUC are kept, the
+    sigmoid is fitted to validation distances (`fit_sigmoid`) and the threshold is chosen on
+    validation pairs (`best_threshold`).
+
+    Args:
+        net: Changed in place and left in evaluation mode.
+        split: From `sc.pairs.split`.
+        seed: Fixes the projection's start, the batches, the augmentation and the dropout.
+        loss: A name in `siamcam_lib.losses.OBJECTIVES`; by default ``"supervised_contrastive"``
+            where embeddings have unit length and ``"margin_all_pairs"`` where they do not.
+        finetune: Train the backbone too.
+        recipe: By default `FROZEN` or `FINETUNE`.
+        threshold: Use this one instead of choosing it (the paper's 0.5, say).
+        augmentation: PIL image → float tensor in [0, 1]; by default `default_augmentation`.
+        folder: Where to keep checkpoints. A second call with the same arguments takes up an
+            interrupted training there and ends with the same weights.
+        cache: Feature cache of the frozen mode; by default the user's.
+        progress: Show progress bars.
+
+    Raises:
+        TrainingError: if the loss is unknown or does not fit the network, the folder holds
+            another training, or the embeddings collapse or become NaN.
+        PairError: if the parts of the split share images.
+
+    Example:
+        >>> import siamcam_lib as sc
+        >>> parts = sc.pairs.split(sc.datasets.load("scenes/flowers", n=100), seed=0)
+        >>> net = sc.SiameseNet("efficientnet_lite0", embed_dim=32, image_size=96)
+        >>> result = fit(net, parts, seed=0, recipe=Recipe(2, 32, steps=2), progress=False)
+        >>> 0 < result.threshold < 1
+        True
+    """
+    start = time.perf_counter()
+    goal = objective(loss or ("supervised_contrastive" if net.normalize else "margin_all_pairs"))
+    if goal.unit_length != net.normalize:
+        need = "unit-length" if goal.unit_length else "plain"
+        raise TrainingError(
+            f"The loss {goal.name!r} is meant for {need} embeddings; build the network with "
+            f"SiameseNet(..., normalize={goal.unit_length})."
+        )
+    check_split(split)
+    recipe = recipe or (FINETUNE if finetune else FROZEN)
+    _restart_head(net, seed)
+    net.requires_grad_(True)
+    net.backbone.requires_grad_(finetune)
+    stage = _finetuning if finetune else _frozen
+    train, val, embed = stage(net, split, recipe, augmentation, cache, progress)
+    batches = Batches(
+        split.train.labels, recipe.batch_size,
+        steps=recipe.steps, given_pairs=goal.given_pairs, seed=seed,
+    )  # fmt: skip
+    task = _Task(net, goal, recipe, split, embed, finetune, seed)
+    record = {
+        "seed": seed, "loss": goal.name, "finetune": finetune, "recipe": recipe.__dict__,
+        "config": net.config, "train": split.train.fingerprint(), "val": split.val.fingerprint(),
+    }  # fmt: skip
+    resumed_at = _run(task, train, val, batches, record, folder, progress)
+    net.load_state_dict(task.best_state, strict=False)
+    net.requires_grad_(False).eval()
+    distances, label, weight = task.validation_distances(net, val)
+    if goal.calibrated:
+        fitted = fit_sigmoid(distances, label, weight)
+        net.output.weight.fill_(fitted.slope)
+        net.output.bias.fill_(fitted.offset)
+    with torch.inference_mode():
+        score = net.dissimilarity(torch.from_numpy(distances).float().to(net.device))
+    net.threshold = threshold or best_threshold(score.double().cpu().numpy(), label, weight)
+    return Fit(
+        tuple(task.history), task.best_epoch, net.threshold, time.perf_counter() - start,
+        goal.name, finetune, seed, resumed_at,
+    )  # fmt: skip
+
+
+def _restart_head(net: SiameseNet, seed: int) -> None:
+    """Draw projection and output afresh, so that a fit depends on its seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net.projection.reset_parameters()
+    torch.nn.init.ones_(net.output.weight)
+    torch.nn.init.zeros_(net.output.bias)
+
+
+class _PooledViews(Dataset):
+    """Cached features of several views; the draw chooses the view."""
+
+    def __init__(self, views: Tensor, labels: np.ndarray) -> None:
+        self.views, self.labels = views, labels  # (V, n, K), (n,)
+
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int]:
+        position, draw = index
+        return self.views[draw % len(self.views), position], int(self.labels[position])
+
+
+def _frozen(net, split, recipe, augmentation, cache, progress):
+    """Training data, validation input and embedding function of the frozen mode."""
+    read = {"cache": cache, "progress": progress}
+    views = torch.stack([pooled_features(net, split.train, view=view, **read) for view in VIEWS])
+    val = pooled_features(net, split.val, **read)
+
+    def embed(pooled: Tensor) -> Tensor:
+        rate = recipe.dropout if torch.is_grad_enabled() else 0.0
+        return net.embed_pooled(torch.nn.functional.dropout(pooled, rate, training=rate > 0))
+
+    return _PooledViews(views, split.train.labels), val, embed
+
+
+def _finetuning(net, split, recipe, augmentation, cache, progress):
+    """The same of the fine-tuning mode: pictures instead of features."""
+    transform = augmentation or default_augmentation(recipe.crop_size)
+    pictures = [split.val.image(i) for i in range(len(split.val))]
+    val = net.to_tensor(pictures)
+    net.to(memory_format=torch.channels_last)
+    return AugmentedImages(split.train, transform), val, net.embed
+
+
+class _Task(L.LightningModule):
+    """One training: what a step is, and what a validation is."""
+
+    def __init__(self, net, goal: Objective, recipe: Recipe, split: Split, embed, finetune, seed):
+        super().__init__()
+        self.goal, self.recipe, self.embed, self.seed = goal, recipe, embed, seed
+        self.history: list[dict[str, float]] = []
+        self.best_state: dict[str, Tensor] = {}
+        self.best_epoch, self.best_auc = -1, -math.inf
+        self.trained = net if finetune else torch.nn.ModuleDict(
+            {"projection": net.projection, "output": net.output}
+        )  # fmt: skip
+        self._net = [net]  # in a list, so that a frozen backbone is not checkpointed
+        self.pairs, self.weight = all_pairs(split.val)
+        self._losses: list[float] = []
+        self._clock = time.perf_counter()
+
+    def configure_optimizers(self):
+        backbone = {id(p) for p in self._net[0].backbone.parameters()}
+        head = [p for p in self.trained.parameters() if id(p) not in backbone]
+        groups, rates = [{"params": head}], [self.recipe.learning_rate]
+        if len(head) < len(list(self.trained.parameters())):
+            groups.append({"params": list(self._net[0].backbone.parameters())})
+            rates.append(self.recipe.backbone_rate)
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def on_train_batch_start(self, batch, batch_index):
+        # Dropout and stochastic depth become a function of seed and step: resuming changes nothing.
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+
+    def training_step(self, batch, batch_index):
+        inputs, labels = batch
+        progress = self.global_step / max(1, self.trainer.estimated_stepping_batches - 1)
+        value = self.goal.loss(self._net[0], self.embed(inputs).float(), labels, min(progress, 1.0))
+        if not torch.isfinite(value):
+            raise TrainingError(
+                f"The loss became {value.item()} at step {self.global_step}; lower the learning "
+                "rate (Recipe.learning_rate, Recipe.backbone_rate)."
+            )
+        self._losses.append(value.item())
+        return value
+
+    def validation_step(self, batch, batch_index):
+        return None  # the whole validation part is judged at once, at the epoch's end
+
+    def on_validation_epoch_end(self):
+        if self.trainer.sanity_checking:
+            return
+        distances, label, weight = self.validation_distances(self._net[0], self.val_input)
+        auc = float(roc_auc_score(label, distances, sample_weight=weight))
+        now = time.perf_counter()
+        entry = {
+            "epoch": self.current_epoch, "train_loss": float(np.mean(self._losses)),
+            "val_auc": auc, "seconds": now - self._clock,
+        }  # fmt: skip
+        self._clock, self._losses = now, []
+        self.history.append(entry)
+        if auc >= self.best_auc:  # of equals the later one, trained longer
+            self.best_epoch, self.best_auc = self.current_epoch, auc
+            state = self._net[0].state_dict()
+            kept = state if self.trained is self._net[0] else (
+                k for k in state if not k.startswith("backbone.")
+            )  # fmt: skip
+            self.best_state = {k: state[k].detach().clone() for k in kept}
+        self.log_dict({"val_auc": auc, "train_loss": entry["train_loss"]}, prog_bar=True)
+
+    def validation_distances(self, net, inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Distance, label and weight of every ordered validation pair."""
+        training = net.training
+        net.eval()
+        with torch.inference_mode():
+            parts = [self.embed(part.to(net.device)).float() for part in inputs.split(64)]
+        net.train(training)
+        e = torch.cat(parts)
+        distances = torch.cdist(e, e, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
+        return distances[self.pairs.a, self.pairs.b].astype(float), self.pairs.label, self.weight
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["siamcam"] = {
+            "history": self.history, "best_state": self.best_state,
+            "best_epoch": self.best_epoch, "best_auc": self.best_auc,
+        }  # fmt: skip
+
+    def on_load_checkpoint(self, checkpoint):
+        kept = checkpoint["siamcam"]
+        self.history, self.best_state = list(kept["history"]), dict(kept["best_state"])
+        self.best_epoch, self.best_auc = kept["best_epoch"], kept["best_auc"]
+
+
+class _WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all, and are never unpickled."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        with whole_file(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, path, map_location=None, weights_only=None):
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _run(task, train, val, batches, record, folder, progress) -> int:
+    """Train; return the epoch at which an interrupted training was taken up, or 0."""
+    task.val_input = val
+    callbacks: list[L.Callback] = [
+        EarlyStopping("val_auc", mode="max", patience=task.recipe.patience)
+    ]
+    resume, resumed_at = None, 0
+    if folder is not None:
+        folder = Path(folder)
+        resume = _claim(folder, record)
+        callbacks.append(
+            ModelCheckpoint(folder, filename="last", save_top_k=1, monitor=None,
+                            enable_version_counter=False)
+        )  # fmt: skip
+        if resume is not None:
+            resumed_at = int(torch.load(resume, weights_only=True)["epoch"]) + 1
+    if progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=5, leave=False))
+    finetune = task.trained is task._net[0]
+    loader = DataLoader(train, batch_sampler=batches, num_workers=2 if finetune else 0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        trainer = L.Trainer(
+            max_epochs=task.recipe.epochs,
+            accelerator="auto" if finetune else "cpu",
+            devices=1,
+            precision="bf16-mixed" if finetune else "32-true",
+            callbacks=callbacks,
+            plugins=[_WholeCheckpoints()],
+            logger=False,
+            enable_checkpointing=folder is not None,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(task, loader, DataLoader([0]), ckpt_path=resume)
+    if trainer.interrupted:
+        raise KeyboardInterrupt("Training was interrupted; call fit again with the same folder.")
+    return resumed_at
+
+
+def _claim(folder: Path, record: dict) -> Path | None:
+    """Make `folder` this training's own; return its last checkpoint, if it has one."""
+    sheet, last = folder / "training.json", folder / "last.ckpt"
+    text = json.dumps(record, indent=1, sort_keys=True)
+    if sheet.exists() and sheet.read_text() != text:
+        raise TrainingError(
+            f"{folder} holds another training (other data, seed, loss or recipe: see {sheet}); "
+            "give a folder of its own to each, or delete it."
+        )
+    try:
+        with whole_file(sheet) as temporary:
+            temporary.write_text(text)
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be written ({error}); choose another.") from error
+    return last if last.exists() else None

@@ -1,0 +1,204 @@
+"""The built site in a browser: over http and as plain files, complete and asking nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from siamcam_lib.book import build
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(3000)]
+
+ROOT = Path(__file__).resolve().parents[2]
+NARROW, WIDE = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+# All that a page must show, read in one go.
+LOOK = """() => {
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const short = (element) => element.outerHTML.slice(0, 160);
+  return {
+    title: document.title,
+    formulas: all(".math").length,
+    raw: all(".math").filter((m) => !m.querySelector("mjx-container")).map(short),
+    wrong: all("mjx-merror, [data-mjx-error]").map(short),
+    images: all("img").length,
+    broken: all("img").filter((i) => i.complete && !i.naturalWidth).map(short),
+    // docutils writes the file's name where nobody wrote a text
+    mute: all("img").filter((i) => !i.alt.trim() || /\\.(png|jpe?g|svg)$/i.test(i.alt)).map(short),
+    widgets: all('script[type="application/vnd.jupyter.widget-view+json"]').length,
+    shown: all(".widget-subarea").filter((w) => w.childElementCount).length,
+  };
+}"""
+READY = """() => {
+  const drawn = [...document.querySelectorAll(".widget-subarea")].filter((w) => w.firstChild);
+  const widgets = document.querySelectorAll('script[type$="widget-view+json"]');
+  const mathjax = window.MathJax?.startup?.promise;
+  return widgets.length <= drawn.length && (!mathjax || mathjax.then(() => true));
+}"""
+# What sticks out of a narrow page and is not inside a box that scrolls.
+OVERFLOW = """() => {
+  if (document.documentElement.scrollWidth <= window.innerWidth) return [];
+  return [...document.querySelectorAll(".bd-main *")]
+    .filter((e) => e.getBoundingClientRect().right > window.innerWidth + 1)
+    .map((e) => e.outerHTML.slice(0, 120)).slice(0, 5).concat("the page scrolls sideways");
+}"""
+
+
+@dataclass
+class Visit:
+    """What happened while one page was open."""
+
+    outside: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    look: dict = field(default_factory=dict)
+    overflow: list[str] = field(default_factory=list)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing: requests are looked at in the browser."""
+
+
+@contextlib.contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    handler = functools.partial(_Quiet, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+        places = [os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"), own]
+        found = next((p for p in places if p and Path(p).exists()), None)
+        if found is None:
+            message = (
+                "no Chromium here: install one (Debian: apt-get install chromium; elsewhere: "
+                ".venv/bin/python -m playwright install chromium), or set CHROMIUM to its path"
+            )
+            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(message)
+        chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def site(browser, executed, request) -> Path:
+    """The site made of the chapters that were executed for this session."""
+    out = executed.stage.parent / "html"
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\nrendering the book on {executed.kind}")
+        build(ROOT, executed.stage, out)
+    return out
+
+
+def visit(page: Page, url: str, base: str, pictures: Path | None) -> Visit:
+    seen = Visit()
+    own = (base, "data:", "blob:")
+    page.on("request", lambda r: r.url.startswith(own) or seen.outside.append(r.url[:150]))
+    page.on("requestfailed", lambda r: seen.failed.append(f"{r.failure} {r.url[:150]}"))
+    page.on("response", lambda r: r.status < 400 or seen.failed.append(f"{r.status} {r.url[:150]}"))
+    page.on("pageerror", lambda e: seen.errors.append(str(e)[:300]))
+    page.on("console", lambda m: m.type == "error" and seen.errors.append(m.text[:300]))
+    page.set_viewport_size(WIDE)
+    page.goto(url, wait_until="load")
+    page.wait_for_function(READY)
+    page.evaluate("document.querySelectorAll('img').forEach((i) => (i.loading = 'eager'))")
+    page.wait_for_load_state("networkidle")
+    seen.look = page.evaluate(LOOK)
+    if pictures:
+        page.screenshot(path=pictures.with_suffix(".png"), full_page=True)
+    page.set_viewport_size(NARROW)
+    seen.overflow = page.evaluate(OVERFLOW)
+    if pictures:
+        page.screenshot(path=pictures.with_suffix(".narrow.png"), full_page=True)
+    return seen
+
+
+@pytest.fixture(scope="session", params=["http", "file"])
+def visits(request, browser, site, executed) -> dict[str, Visit]:
+    """Every page of the site, opened once."""
+    pages = sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html"))
+    pages = [p for p in pages if not p.startswith("_static/")]
+    pictures = ROOT / "_build" / "screenshots" / executed.kind
+    if request.param == "http":
+        shutil.rmtree(pictures, ignore_errors=True)
+        pictures.mkdir(parents=True)
+    found = {}
+    with serve(site) if request.param == "http" else contextlib.nullcontext(site.as_uri()) as base:
+        for name in pages:
+            context = browser.new_context(reduced_motion="reduce")
+            context.set_default_timeout(60_000)
+            picture = pictures / name.removesuffix(".html").replace("/", "-")
+            shot = picture if request.param == "http" else None
+            found[name] = visit(context.new_page(), f"{base}/{name}", base, shot)
+            context.close()
+    return found
+
+
+def test_every_chapter_has_a_page_with_its_title(visits, executed):
+    titles = {name: seen.look["title"] for name, seen in visits.items()}
+    assert {f"{run.name}.html" for run in executed.runs} <= set(titles)
+    assert [name for name, title in titles.items() if not title.strip()] == []
+
+
+def test_no_page_asks_another_server(visits):
+    assert {name: seen.outside for name, seen in visits.items() if seen.outside} == {}
+
+
+def test_no_page_has_an_error(visits):
+    assert {name: seen.errors for name, seen in visits.items() if seen.errors} == {}
+
+
+def test_nothing_a_page_asks_for_is_missing(visits):
+    assert {name: seen.failed for name, seen in visits.items() if seen.failed} == {}
+    broken = {name: seen.look["broken"] for name, seen in visits.items()}
+    assert {name: images for name, images in broken.items() if images} == {}
+
+
+def test_every_formula_is_typeset(visits):
+    assert sum(seen.look["formulas"] for seen in visits.values()) > 0
+    for kind in ("raw", "wrong"):
+        left = {name: seen.look[kind] for name, seen in visits.items()}
+        assert {name: formulas for name, formulas in left.items() if formulas} == {}
+
+
+def test_every_picture_has_alternative_text(visits):
+    assert sum(seen.look["images"] for seen in visits.values()) > 0
+    mute = {name: seen.look["mute"] for name, seen in visits.items()}
+    assert {name: images for name, images in mute.items() if images} == {}
+
+
+def test_every_widget_is_drawn(visits):
+    counts = {n: (seen.look["widgets"], seen.look["shown"]) for n, seen in visits.items()}
+    assert {n: pair for n, pair in counts.items() if pair[0] != pair[1]} == {}
+
+
+def test_no_page_is_wider_than_a_telephone(visits):
+    assert {name: seen.overflow for name, seen in visits.items() if seen.overflow} == {}
+
+
+def test_every_page_was_photographed(visits, executed):
+    pictures = {p.name for p in (ROOT / "_build" / "screenshots" / executed.kind).iterdir()}
+    names = {name.removesuffix(".html").replace("/", "-") for name in visits}
+    assert names <= {p.removesuffix(".png") for p in pictures}

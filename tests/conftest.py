@@ -1,0 +1,81 @@
+"""What several tests share: the project's folder, the photographs, and one run of the chapters.
+
+Chapters are executed once for each kind of data in a session; the tests of the chapters look at
+the executed notebooks, and the tests of the site render these very notebooks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from siamcam_lib.book import ChapterRun, run_chapters
+from siamcam_lib.errors import BookError
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ["scenes", pytest.param("real", marks=pytest.mark.real)]
+
+
+@dataclass(frozen=True)
+class Executed:
+    """The chapters after one run on one kind of data."""
+
+    kind: str
+    stage: Path
+    runs: list[ChapterRun]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The folder of the project."""
+    return ROOT
+
+
+def _data_root() -> Path:
+    place = os.environ.get("SIAMCAM_DATA")
+    if not place:
+        pytest.skip("needs real photographs: set SIAMCAM_DATA to the folder that holds them")
+    folder = Path(place)
+    assert folder.is_dir(), f"SIAMCAM_DATA is {place!r}, which is no folder"
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with the real photographs; tests that ask for it carry the mark `real`."""
+    return _data_root()
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def executed(request: pytest.FixtureRequest) -> Iterator[Executed]:
+    """All chapters, executed once on scenes and, where they are present, on photographs."""
+    kind = request.param
+    if kind == "real":
+        _data_root()
+    stage = ROOT / "_build" / "test" / kind / "stage"
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():  # minutes pass: show each chapter as it ends
+        print(f"\nrunning the chapters on {kind}")
+        try:
+            runs = run_chapters(ROOT, stage, data=kind, profile="quick", seed=0)
+        except BookError as error:
+            failure = str(error)
+        else:
+            failure = ""
+    if failure:
+        pytest.fail(failure, pytrace=False)
+    yield Executed(kind, stage, runs)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    """Where the photographs are there, a test that needs them may not be skipped."""
+    report = yield
+    if report.skipped and os.environ.get("SIAMCAM_DATA") and item.get_closest_marker("real"):
+        report.outcome = "failed"
+        report.longrepr = f"SIAMCAM_DATA is set, but this test was skipped: {report.longrepr}"
+    return report

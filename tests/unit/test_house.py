@@ -1,0 +1,210 @@
+"""The files around the code agree with each other and name no machine."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from graphlib import TopologicalSorter
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+DIRECT = [*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["bench"]]
+LOCK = (ROOT / "requirements.txt").read_text("utf-8")
+# The layers of the library: a module may import its own layer and those before it.
+LAYERS = [
+    "errors files",
+    "datasets",
+    "pairs",
+    "backbones model",
+    "features",
+    "losses training",
+    "gradcam",
+    "explain explainers gallery",
+    "evaluation cropping",
+    "plots widgets",
+    "book",
+]
+LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names.split()}
+
+
+def canonical(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def committed() -> list[Path]:
+    """Text files of the project: what git lists, or all files where there is no git."""
+    git = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        out = subprocess.run(git, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+        files = [ROOT / name for name in out.split("\0") if name]
+    except (OSError, subprocess.CalledProcessError):
+        made = re.compile(r"(^|/)(\.(?!ci/|gitignore)|_build/|__pycache__/)|\.egg-info/")
+        files = [p for p in ROOT.rglob("*") if not made.search(p.relative_to(ROOT).as_posix())]
+    text = {".py", ".toml", ".yml", ".txt", ".md", ".ipynb", ".json", ".js", ".css", ".cff", ""}
+    return [p for p in files if p.suffix in text and p.is_file()]
+
+
+def test_environment_yml_says_the_same_as_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+    *conda, pip = environment["dependencies"]
+    assert conda == [f"python{PROJECT['requires-python']}", "pip"]
+    assert pip["pip"] == [*DIRECT, "-e ."]
+
+
+def test_every_direct_requirement_has_its_reason():
+    lines = (ROOT / "pyproject.toml").read_text("utf-8").splitlines()
+    for requirement in DIRECT:
+        [line] = [one for one in lines if one.strip().startswith(f'"{requirement}"')]
+        assert len(line.partition("#")[2].split()) >= 2, requirement
+
+
+def test_the_lock_pins_and_hashes_every_direct_requirement():
+    pinned = {canonical(p) for p in re.findall(r"^(\S+)==", LOCK, flags=re.MULTILINE)}
+    assert {canonical(requirement) for requirement in DIRECT} <= pinned
+
+
+def test_every_entry_of_the_lock_has_a_version_and_a_hash():
+    entries = re.split(r"\n(?=[a-z0-9])", re.sub(r"^#.*\n", "", LOCK, flags=re.MULTILINE))
+    wrong = [e.split()[0] for e in entries if "==" not in e.split()[0] or "--hash=sha256:" not in e]
+    assert len(entries) > 100
+    assert wrong == []
+
+
+def test_the_lock_names_no_registry():
+    assert re.findall(r"https?://|--(?:extra-)?index-url|--find-links", LOCK) == []
+
+
+def test_what_is_installed_is_what_the_lock_says():
+    different = {}
+    for name, pinned in re.findall(r"^([\w.-]+)==([^\s;]+) \\$", LOCK, flags=re.MULTILINE):
+        try:
+            have = version(name)
+        except PackageNotFoundError:
+            continue
+        if have.partition("+")[0] != pinned:  # PyTorch's CPU build is 2.x+cpu
+            different[name] = (have, pinned)
+    assert different == {}
+
+
+def test_no_file_names_a_path_of_one_machine():
+    pattern = re.compile(r"(?<![\w.$}~-])/(?:work|tmp|root|home)/[\w.]+")
+    found = {
+        (p.relative_to(ROOT).as_posix(), match)
+        for p in committed()
+        for match in pattern.findall(p.read_text("utf-8"))
+    }
+    assert found == set()
+
+
+def imported(source: str) -> set[str]:
+    """Top-level modules of the library that a source file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    own = [name.split(".") for name in names if name.startswith("siamcam_lib.")]
+    return {parts[1] for parts in own if parts[1] != "errors"}
+
+
+def test_imports_point_one_way():
+    graph: dict[str, set[str]] = {}
+    for path in (ROOT / "siamcam_lib").rglob("*.py"):
+        top = path.relative_to(ROOT / "siamcam_lib").with_suffix("").parts[0]
+        if top != "__init__":
+            graph.setdefault(top, set()).update(imported(path.read_text("utf-8")) - {top})
+    assert "book" in graph
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    upward = [
+        f"{module} imports {other}"
+        for module, others in graph.items()
+        for other in others
+        if LAYER.get(other, 0) > LAYER.get(module, len(LAYERS))
+    ]
+    assert upward == []
+
+
+def test_the_licence_and_the_citation_name_the_same_authors():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    licence = (ROOT / "LICENSE").read_text("utf-8")
+    [author] = PROJECT["authors"]
+    assert author["name"] == citation["authors"][0]["name"] == "The SiamCAM authors"
+    assert author["name"] in licence and licence.startswith("MIT License")
+    assert citation["license"] == PROJECT["license"] == "MIT"
+    assert citation["version"] == PROJECT["version"]
+
+
+def test_the_citation_and_the_bibliography_agree_on_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["references"][0]["doi"] in (ROOT / "book/references.bib").read_text("utf-8")
+
+
+def test_the_readme_names_only_targets_and_files_that_exist():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    assert set(re.findall(r"(?:`|&& )make ([a-z]+)", readme)) <= targets
+    paths = re.findall(r"^\| `((?:siamcam_lib|book|tests)[\w./-]*)`", readme, flags=re.MULTILINE)
+    assert paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+class TestMakefile:
+    def make(self, *words: str) -> str:
+        # a make around this test must not hand its own settings down
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+        environment.pop("MFLAGS", None)
+        done = subprocess.run(
+            ["make", *words], cwd=ROOT, capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def test_help_lists_what_a_reader_needs(self):
+        told = self.make()
+        for target in ("book", "test", "lab", "data", "bench", "clean", "help"):
+            assert f"make {target} " in told
+
+    def test_data_and_profile_reach_the_runner(self):
+        told = self.make("--dry-run", "book", "DATA=my photos", "PROFILE=full", "SEED=3")
+        assert '--data "my photos" --profile "full" --seed "3"' in told
+
+    def test_the_lab_listens_on_this_machine_only(self):
+        assert "--ip=127.0.0.1" in self.make("--dry-run", "lab")
+
+    def test_the_cpu_build_is_asked_for_without_the_hashes_of_the_other(self, tmp_path):
+        told = self.make("--dry-run", "lab", "TORCH_BACKEND=cpu")
+        assert '--torch-backend "cpu"' in told
+        # run the very command that leaves PyTorch's packages out
+        [command] = [line for line in told.splitlines() if line.startswith("awk ")]
+        command = command.replace(".venv/without-torch.txt", str(tmp_path / "left.txt"))
+        subprocess.run(["sh", "-c", command], cwd=ROOT, check=True)
+        left = (tmp_path / "left.txt").read_text("utf-8")
+        names = set(re.findall(r"^([\w.-]+)==", left, flags=re.MULTILINE))
+        all_names = set(re.findall(r"^([\w.-]+)==", LOCK, flags=re.MULTILINE))
+        gone = all_names - names
+        assert {"torch", "torchvision", "triton", "cuda-toolkit"} <= gone
+        assert {
+            n for n in gone if not re.match("torch$|torchvision|triton|nvidia-|cuda-", n)
+        } == set()
+        assert left.count("--hash") > 500
+
+
+def test_ci_runs_the_tests_and_points_them_at_the_photographs():
+    script = (ROOT / ".ci/run").read_text("utf-8")
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    subprocess.run(["bash", "-n", str(ROOT / ".ci/run")], check=True)
+    assert "SIAMCAM_DATA" in script and "../shared/data" in script
+    assert script.rstrip().endswith("make test"), "pytest's closing lines come last"
