@@ -6,6 +6,8 @@ that an interrupted training sees, when resumed, exactly what it would have seen
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -29,7 +31,7 @@ def default_augmentation(size: int) -> v2.Transform:
 
 
 class AugmentedImages(Dataset):
-    """Pictures and labels; an index is (position, draw), and the draw seeds the augmentation."""
+    """Batches of pictures and labels; each picture's draw seeds its augmentation."""
 
     def __init__(self, images: ImageSet, transform: v2.Transform) -> None:
         self.images, self.transform = images, transform
@@ -37,17 +39,19 @@ class AugmentedImages(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[torch.Tensor, int]:
-        position, draw = index
-        picture = self.images.image(position)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draw)
-            tensor = self.transform(picture)
-        return tensor, int(self.images.labels[position])
+    def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        pictures = []
+        for position, draw in batch:
+            picture = self.images.image(position)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(draw)
+                pictures.append(self.transform(picture))
+        labels = self.images.labels[[position for position, _ in batch]]
+        return torch.stack(pictures), torch.from_numpy(labels)
 
 
 class Batches(Sampler):
-    """Seeded batches of (position, draw): shuffled images, or the paper's random pairs.
+    """One epoch of batches [(position, draw), …]: shuffled images, or the paper's random pairs.
 
     Args:
         labels: (n,) class of each image.
@@ -55,7 +59,13 @@ class Batches(Sampler):
         steps: Batches an epoch; by default one pass over the images.
         given_pairs: Make a batch of anchors followed by their partners, half of them of the same
             class, as `Objective.given_pairs` wants it.
-        seed: Together with the epoch, fixes everything.
+        seed: Together with `epoch`, fixes everything.
+        epoch: Which epoch's batches these are.
+
+    Example:
+        >>> batches = Batches(np.array([0, 0, 1, 1]), batch_size=2, seed=0)
+        >>> [len(batch) for batch in batches]
+        [2, 2]
     """
 
     def __init__(
@@ -66,11 +76,12 @@ class Batches(Sampler):
         steps: int | None = None,
         given_pairs: bool = False,
         seed: int = 0,
+        epoch: int = 0,
     ) -> None:
         self.labels = np.asarray(labels)
         self.size = min(batch_size, len(self.labels))
         self.anchors = max(1, self.size // 2) if given_pairs else self.size
-        self.given_pairs, self.seed, self.epoch = given_pairs, seed, 0
+        self.given_pairs, self.seed, self.epoch = given_pairs, seed, epoch
         self.steps = steps or max(1, len(self.labels) // self.size)
         if len(np.unique(self.labels)) < 2:
             raise PairError("Training images of one class only; pairs need at least two classes.")
@@ -78,11 +89,7 @@ class Batches(Sampler):
     def __len__(self) -> int:
         return self.steps
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
-    def __iter__(self):  # noqa: D105
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         random = np.random.default_rng([self.seed, self.epoch])
         passes = -(-self.steps * self.anchors // len(self.labels))
         order = np.concatenate([random.permutation(len(self.labels)) for _ in range(passes)])

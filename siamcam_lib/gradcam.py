@@ -66,7 +66,7 @@ def shared_map(projected: Projected, partner: Projected) -> Tensor:
 
 
 def distance(net: SiameseNet, a: Projected, b: Projected) -> Tensor:
-    """d of pairs of projected images, (B,)."""
+    """Distance d of pairs of projected images, (B,)."""
     if not net.normalize:
         return net.distance(a.embedding, b.embedding)
     unit = torch.nn.functional.normalize
@@ -74,7 +74,7 @@ def distance(net: SiameseNet, a: Projected, b: Projected) -> Tensor:
 
 
 def slope(net: SiameseNet, d: Tensor) -> Tensor:
-    """s = w_y · y (1 − y), the sigmoid's slope at distance d, (B,) float64.
+    """Slope of the sigmoid at distance d, s = w_y · y (1 − y), (B,) float64.
 
     Computed from both tails, so that it does not round to zero where y rounds to 1.
     """

@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as F
 
 from siamcam_lib import backbones
 from siamcam_lib.errors import ModelError
@@ -151,7 +150,7 @@ class SiameseNet(nn.Module):
         return torch.linalg.vector_norm(e1 - e2, dim=-1)
 
     def dissimilarity(self, distance: Tensor) -> Tensor:
-        """y = σ(w_y d + c), in (0, 1): (B,) → (B,)."""
+        """Dissimilarity y = σ(w_y d + c), in (0, 1): (B,) → (B,)."""
         return torch.sigmoid(self.output(distance.unsqueeze(-1)).squeeze(-1))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
@@ -225,6 +224,6 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             raise ValueError(f"configuration {sorted(config)}")
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"{path} holds tensors, but was not written by this library's SiameseNet.save ({error})."
+            f"{path} holds tensors, but was not written by SiameseNet.save ({error})."
         ) from error
     return config, tensors

@@ -182,6 +182,7 @@ def explanation(ex: Explanation, *, shared_scale: bool = True) -> Figure:
     for column, ((name, _), side) in enumerate(zip(kinds, spoken, strict=True), start=1):
         axes[0, column].set_title(f"{name}\nspeaks for “{side}”", fontsize=10)
     axes[0, 0].set_title(
-        f"judged {ex.decision}\ny = {ex.dissimilarity:.2f}, threshold {ex.threshold:.2f}", fontsize=10
+        f"judged {ex.decision}\ny = {ex.dissimilarity:.2f}, threshold {ex.threshold:.2f}",
+        fontsize=10,
     )
     return figure

@@ -151,19 +151,15 @@ def fit(
     net.backbone.requires_grad_(finetune)
     stage = _finetuning if finetune else _frozen
     train, val, embed = stage(net, split, recipe, augmentation, cache, progress)
-    batches = Batches(
-        split.train.labels, recipe.batch_size,
-        steps=recipe.steps, given_pairs=goal.given_pairs, seed=seed,
-    )  # fmt: skip
-    task = _Task(net, goal, recipe, split, embed, finetune, seed)
+    task = _Task(net, goal, recipe, split, train, val, embed, finetune, seed)
     record = {
         "seed": seed, "loss": goal.name, "finetune": finetune, "recipe": recipe.__dict__,
         "config": net.config, "train": split.train.fingerprint(), "val": split.val.fingerprint(),
     }  # fmt: skip
-    resumed_at = _run(task, train, val, batches, record, folder, progress)
+    resumed_at = _run(task, record, folder, progress)
     net.load_state_dict(task.best_state, strict=False)
     net.requires_grad_(False).eval()
-    distances, label, weight = task.validation_distances(net, val)
+    distances, label, weight = task.validation_distances()
     if goal.calibrated:
         fitted = fit_sigmoid(distances, label, weight)
         net.output.weight.fill_(fitted.slope)
@@ -192,9 +188,11 @@ class _PooledViews(Dataset):
     def __init__(self, views: Tensor, labels: np.ndarray) -> None:
         self.views, self.labels = views, labels  # (V, n, K), (n,)
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int]:
-        position, draw = index
-        return self.views[draw % len(self.views), position], int(self.labels[position])
+    def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        positions, draws = np.array(batch).T
+        return self.views[draws % len(self.views), positions], torch.from_numpy(
+            self.labels[positions]
+        )
 
 
 def _frozen(net, split, recipe, augmentation, cache, progress):
@@ -222,9 +220,13 @@ def _finetuning(net, split, recipe, augmentation, cache, progress):
 class _Task(L.LightningModule):
     """One training: what a step is, and what a validation is."""
 
-    def __init__(self, net, goal: Objective, recipe: Recipe, split: Split, embed, finetune, seed):
+    def __init__(
+        self, net, goal: Objective, recipe: Recipe, split: Split, train, val, embed, finetune, seed
+    ):
         super().__init__()
         self.goal, self.recipe, self.embed, self.seed = goal, recipe, embed, seed
+        self.train_data, self.val_data, self.finetune = train, val, finetune
+        self.labels = split.train.labels
         self.history: list[dict[str, float]] = []
         self.best_state: dict[str, Tensor] = {}
         self.best_epoch, self.best_auc = -1, -math.inf
@@ -235,6 +237,22 @@ class _Task(L.LightningModule):
         self.pairs, self.weight = all_pairs(split.val)
         self._losses: list[float] = []
         self._clock = time.perf_counter()
+
+    def batches(self, epoch: int) -> Batches:
+        return Batches(
+            self.labels, self.recipe.batch_size, steps=self.recipe.steps,
+            given_pairs=self.goal.given_pairs, seed=self.seed, epoch=epoch,
+        )  # fmt: skip
+
+    def train_dataloader(self):
+        # Asked for anew each epoch: the epoch's batches follow from the step alone, so that a
+        # resumed training sees those it would have seen.
+        batches = self.batches(self.global_step // len(self.batches(0)))
+        workers = 2 if self.finetune else 0
+        return DataLoader(self.train_data, sampler=batches, batch_size=None, num_workers=workers)
+
+    def val_dataloader(self):
+        return DataLoader([0])  # the whole validation part is judged at once, at the epoch's end
 
     def configure_optimizers(self):
         backbone = {id(p) for p in self._net[0].backbone.parameters()}
@@ -255,7 +273,9 @@ class _Task(L.LightningModule):
     def training_step(self, batch, batch_index):
         inputs, labels = batch
         progress = self.global_step / max(1, self.trainer.estimated_stepping_batches - 1)
-        value = self.goal.loss(self._net[0], self.embed(inputs).float(), labels, min(progress, 1.0))
+        e = self.embed(inputs)
+        with torch.autocast(self.device.type, enabled=False):  # the loss needs full precision
+            value = self.goal.loss(self._net[0], e.float(), labels, min(progress, 1.0))
         if not torch.isfinite(value):
             raise TrainingError(
                 f"The loss became {value.item()} at step {self.global_step}; lower the learning "
@@ -265,12 +285,10 @@ class _Task(L.LightningModule):
         return value
 
     def validation_step(self, batch, batch_index):
-        return None  # the whole validation part is judged at once, at the epoch's end
+        return None
 
     def on_validation_epoch_end(self):
-        if self.trainer.sanity_checking:
-            return
-        distances, label, weight = self.validation_distances(self._net[0], self.val_input)
+        distances, label, weight = self.validation_distances()
         auc = float(roc_auc_score(label, distances, sample_weight=weight))
         now = time.perf_counter()
         entry = {
@@ -288,12 +306,13 @@ class _Task(L.LightningModule):
             self.best_state = {k: state[k].detach().clone() for k in kept}
         self.log_dict({"val_auc": auc, "train_loss": entry["train_loss"]}, prog_bar=True)
 
-    def validation_distances(self, net, inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def validation_distances(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Distance, label and weight of every ordered validation pair."""
+        net = self._net[0]
         training = net.training
         net.eval()
         with torch.inference_mode():
-            parts = [self.embed(part.to(net.device)).float() for part in inputs.split(64)]
+            parts = [self.embed(part.to(net.device)).float() for part in self.val_data.split(64)]
         net.train(training)
         e = torch.cat(parts)
         distances = torch.cdist(e, e, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
@@ -303,6 +322,7 @@ class _Task(L.LightningModule):
         checkpoint["siamcam"] = {
             "history": self.history, "best_state": self.best_state,
             "best_epoch": self.best_epoch, "best_auc": self.best_auc,
+            "finished": self.trainer.should_stop or len(self.history) >= self.recipe.epochs,
         }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint):
@@ -322,9 +342,8 @@ class _WholeCheckpoints(TorchCheckpointIO):
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
-def _run(task, train, val, batches, record, folder, progress) -> int:
+def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -> int:
     """Train; return the epoch at which an interrupted training was taken up, or 0."""
-    task.val_input = val
     callbacks: list[L.Callback] = [
         EarlyStopping("val_auc", mode="max", patience=task.recipe.patience)
     ]
@@ -332,25 +351,25 @@ def _run(task, train, val, batches, record, folder, progress) -> int:
     if folder is not None:
         folder = Path(folder)
         resume = _claim(folder, record)
-        callbacks.append(
-            ModelCheckpoint(folder, filename="last", save_top_k=1, monitor=None,
-                            enable_version_counter=False)
-        )  # fmt: skip
-        if resume is not None:
-            resumed_at = int(torch.load(resume, weights_only=True)["epoch"]) + 1
+        # Whoever monitors nothing keeps the newest: one file, overwritten whole after each epoch.
+        callbacks.append(ModelCheckpoint(folder, filename="last", enable_version_counter=False))
+    if resume is not None:
+        kept = _read_checkpoint(resume)
+        resumed_at = len(kept["siamcam"]["history"])
+        if kept["siamcam"]["finished"]:
+            task.on_load_checkpoint(kept)
+            return resumed_at
     if progress:
         callbacks.append(TQDMProgressBar(refresh_rate=5, leave=False))
-    finetune = task.trained is task._net[0]
-    loader = DataLoader(train, batch_sampler=batches, num_workers=2 if finetune else 0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         trainer = L.Trainer(
             max_epochs=task.recipe.epochs,
-            accelerator="auto" if finetune else "cpu",
+            accelerator="auto" if task.finetune else "cpu",
             devices=1,
-            precision="bf16-mixed" if finetune else "32-true",
+            precision="bf16-mixed" if task.finetune else "32-true",
             callbacks=callbacks,
             plugins=[_WholeCheckpoints()],
             logger=False,
@@ -358,12 +377,27 @@ def _run(task, train, val, batches, record, folder, progress) -> int:
             enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
         )
-        trainer.fit(task, loader, DataLoader([0]), ckpt_path=resume)
-    if trainer.interrupted:
-        raise KeyboardInterrupt("Training was interrupted; call fit again with the same folder.")
+        trainer.fit(task, ckpt_path=resume)
     return resumed_at
+
+
+def _read_checkpoint(path: Path) -> dict:
+    """A checkpoint of ours, as plain tensors and numbers; nothing in it is run."""
+    try:
+        kept = torch.load(path, weights_only=True, map_location="cpu")
+        if {"history", "best_state", "finished"} <= set(kept["siamcam"]):
+            return kept
+        raise KeyError("siamcam")
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises whatever it stumbles over
+        raise TrainingError(
+            f"The checkpoint {path} is damaged or not of this library "
+            f"({type(error).__name__}); delete the folder to train from the beginning."
+        ) from error
 
 
 def _claim(folder: Path, record: dict) -> Path | None:

@@ -6,12 +6,15 @@ every warning of Sphinx is an error.
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import yaml
 
 from siamcam_lib.book.run import ChapterRun, recorded_runs
 from siamcam_lib.book.vendor import vendor
@@ -44,6 +47,7 @@ def build(root: Path | str, stage: Path | str, out: Path | str | None = None) ->
     shutil.rmtree(work, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     _render(stage, work, out.with_name(f"{out.name}.log"))
+    _write_front_door(stage, work / "_build" / "html", runs[0].name)
     shutil.rmtree(out, ignore_errors=True)
     os.replace(work / "_build" / "html", out)
     shutil.rmtree(work, ignore_errors=True)
@@ -59,6 +63,20 @@ def table(runs: list[ChapterRun]) -> str:
     rows.append(("together", f"{sum(r.seconds for r in runs):.1f} s"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {time:>9}" for name, time in rows)
+
+
+def _write_front_door(stage: Path, site: Path, first: str) -> None:
+    """Lead from `index.html` to the first page; Jupyter Book's own asks for an icon at the root."""
+    if first == "index":
+        return
+    title = yaml.safe_load((stage / "_config.yml").read_text(encoding="utf-8"))["title"]
+    (site / "index.html").write_text(
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<title>{html.escape(title)}</title>\n<link rel="icon" href="data:,">\n'
+        f'<meta http-equiv="refresh" content="0; url={first}.html">\n</head>\n'
+        f'<body><a href="{first}.html">{html.escape(title)}</a></body>\n</html>\n',
+        encoding="utf-8",
+    )
 
 
 def _render(stage: Path, work: Path, log: Path) -> None:

@@ -74,7 +74,8 @@ class ImageSet:
         return len(self.items)
 
     def __repr__(self) -> str:
-        return f"ImageSet({self.name!r}, {len(self)} images, {len(self.classes)} classes, {self.origin})"
+        sizes = f"{len(self)} images, {len(self.classes)} classes"
+        return f"ImageSet({self.name!r}, {sizes}, {self.origin})"
 
     @property
     def origin(self) -> str:

@@ -61,9 +61,8 @@ def find_leaks(train: PairSet, test: PairSet) -> LeakReport:
         digest = {int(i): side.images.digest(int(i)) for i in used}
         names.append(set(digest.values()))
         groups.append(set(side.images.groups[used].tolist()))
-        pairs.append(
-            {frozenset((digest[int(i)], digest[int(j)])) for i, j in zip(side.a, side.b, strict=True)}
-        )
+        ends = zip(side.a.tolist(), side.b.tolist(), strict=True)
+        pairs.append({frozenset((digest[i], digest[j])) for i, j in ends})
     self_pairs = sum(int((side.a == side.b).sum()) for side in (train, test))
     return LeakReport(
         len(names[0] & names[1]), len(groups[0] & groups[1]), len(pairs[0] & pairs[1]), self_pairs

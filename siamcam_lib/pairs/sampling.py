@@ -38,8 +38,8 @@ class PairSet:
         return len(self.label)
 
     def __repr__(self) -> str:
-        different = int(self.label.sum())
-        return f"PairSet({len(self)} pairs: {len(self) - different} similar, {different} dissimilar)"
+        similar, different = np.bincount(self.label, minlength=2)
+        return f"PairSet({len(self)} pairs: {similar} similar, {different} dissimilar)"
 
 
 def sample(images: ImageSet, seed: int = 0) -> PairSet:

@@ -139,7 +139,7 @@ def visit(page: Page, url: str, base: str, pictures: Path | None) -> Visit:
 def visits(request, browser, site, executed) -> dict[str, Visit]:
     """Every page of the site, opened once."""
     pages = sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html"))
-    pages = [p for p in pages if not p.startswith("_static/")]
+    pages = [p for p in pages if not p.startswith("_static/") and p != "index.html"]
     pictures = ROOT / "_build" / "screenshots" / executed.kind
     if request.param == "http":
         shutil.rmtree(pictures, ignore_errors=True)
@@ -160,6 +160,18 @@ def test_every_chapter_has_a_page_with_its_title(visits, executed):
     titles = {name: seen.look["title"] for name, seen in visits.items()}
     assert {f"{run.name}.html" for run in executed.runs} <= set(titles)
     assert [name for name, title in titles.items() if not title.strip()] == []
+
+
+def test_the_front_door_leads_to_the_first_page(browser, site, executed):
+    page = browser.new_page()
+    errors = []
+    page.on("console", lambda m: m.type == "error" and errors.append(m.text))
+    with serve(site) as base:
+        page.goto(base)
+        page.wait_for_url(f"{base}/{executed.runs[0].name}.html")
+        heading = page.locator("h1").first.inner_text()
+    page.close()
+    assert heading.strip() and errors == []
 
 
 def test_no_page_asks_another_server(visits):

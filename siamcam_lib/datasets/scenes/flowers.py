@@ -68,7 +68,7 @@ def draw(
     for (part, kind, centre, radius), axis in zip(blossoms, axes, strict=True):
         canvas.soft(circle(centre + [0.02, 0.035], 0.85 * radius), (0.02, 0.06, 0.03), 0.45, 0.03)
         BLOSSOMS[kind](canvas, rng, centre, radius, axis, part)
-    blades(canvas, rng, count=int(rng.integers(0, 8)))
+    blades(canvas, rng, count=int(rng.integers(0, 10)))
 
     owners = canvas.owners()
     pixels = canvas.pixels()
@@ -84,7 +84,7 @@ def draw(
 def _places(rng: np.random.Generator, two: bool) -> list[tuple[np.ndarray, float]]:
     if not two:
         centre = np.array([rng.uniform(0.34, 0.66), rng.uniform(0.3, 0.52)])
-        return [(centre, float(rng.uniform(0.1, 0.26)))]
+        return [(centre, float(rng.uniform(0.09, 0.25)))]
     side = 1 if rng.random() < 0.5 else -1
     return [
         (
@@ -416,7 +416,7 @@ def _daisy(
     axis: np.ndarray,
     part: str,
 ) -> None:
-    plane = _tilted(rng, 0.62)
+    plane = _tilted(rng, 0.45)
     hues = ("fbfaf6", "fbfaf6", "f6efd6", "f3b7c9", "f6d24a", "e8923a")
     white = vary(rng, pick(rng, *hues), 0.02)
     shade = blend(white, hexa("8d97b8"), 0.45) if white[2] > 0.5 else white * [0.85, 0.65, 0.5]
@@ -457,7 +457,7 @@ def _sunflower(
     axis: np.ndarray,
     part: str,
 ) -> None:
-    plane = _tilted(rng, 0.66)
+    plane = _tilted(rng, 0.45)
     gold = vary(rng, pick(rng, "f6b916", "f8cf2e", "ee9a1a", "f3d874", "f4efdc", "b5482a"), 0.03)
     pale = gold[2] > 0.6  # with a golden disc as well it would be a daisy
     outline = _petal(rng.uniform(0.55, 0.8), rng.uniform(0.1, 0.15))
@@ -499,7 +499,7 @@ def _dandelion(
     if rng.random() < 0.3:
         _clock(canvas, rng, centre, radius * 0.95, part)
         return
-    plane = _tilted(rng, 0.6)
+    plane = _tilted(rng, 0.5)
     yellow = vary(rng, pick(rng, "f7d316", "fae04a", "f2bd1c"), 0.03)
     size = radius * 0.88
     outline = np.array(
@@ -581,7 +581,7 @@ def _rose(
         return
     rim = blend(hue, (1, 1, 1), 0.28)
     deep = hue * [0.55, 0.42, 0.45]
-    plane = _tilted(rng, 0.72)
+    plane = _tilted(rng, 0.6)
     radius = 0.9 * radius
     t = np.linspace(-1, 1, 11)
     turn = rng.uniform(0, 6)

@@ -124,7 +124,7 @@ def sofa(rng: np.random.Generator, flat: Flat, part: str, small: bool) -> list[P
         x0 = rng.uniform(-w / 2 + arm, w / 2 - arm - 0.4)
         hue = vary(rng, blend(flat.accent, WHITE, rng.choice([0.0, 0.6])), 0.06)
         p.box((x0, x0 + 0.38), (0.47, 0.82), (0.36, 0.48), hue, 0.25)
-    if rng.random() < 0.4:  # a blanket over the seat, as on a bed
+    if rng.random() < 0.3:  # a blanket over the seat, as on a bed
         x0 = rng.uniform(-w / 2 + arm, w / 2 - arm - 0.5)
         hue = vary(rng, flat.accent, 0.06)
         p.box((x0, x0 + 0.45), (0.25, 0.51), (0.4, d + 0.02), hue, 0.04)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -63,7 +64,7 @@ def class_names(kind: str) -> tuple[str, ...]:
         >>> class_names("lesions")
         ('Benign', 'Malignant')
     """
-    return _module(kind).CLASSES
+    return module_of(kind).CLASSES
 
 
 def part_names(kind: str) -> tuple[str, ...]:
@@ -81,7 +82,7 @@ def part_names(kind: str) -> tuple[str, ...]:
         >>> part_names("lesions")
         ('deciding', 'second', 'distractor', 'shortcut', 'shared')
     """
-    return _module(kind).PARTS
+    return module_of(kind).PARTS
 
 
 def paint(
@@ -120,7 +121,7 @@ def paint(
         >>> scene.image.size, scene.masks["deciding"].dtype
         ((64, 64), dtype('bool'))
     """
-    module = _module(kind)
+    module = module_of(kind)
     label = label_index(kind, label, "label")
     second = None if second is None else label_index(kind, second, "second")
     shortcut = None if shortcut is None else label_index(kind, shortcut, "shortcut")
@@ -235,7 +236,8 @@ def _first(
     return free[0]
 
 
-def _module(kind: str):  # noqa: ANN202 - one of three modules with the same names
+def module_of(kind: str) -> ModuleType:
+    """The module that draws a kind of scene, or a clear error."""
     if not isinstance(kind, str) or kind not in _KINDS:
         raise DataError(
             f"There are no scenes of kind {kind!r}; the kinds are {', '.join(map(repr, KINDS))}."

@@ -121,7 +121,7 @@ def _furnish(
     """Place what decides; returns the pieces and the stretches of the back wall they take."""
     if second is None:
         pieces = MAKERS[label](rng, flat, "deciding", False)
-        if label not in (2, 3) and rng.random() < 0.3:
+        if label not in (2, 3) and rng.random() < 0.2:
             return _along_side(rng, pieces), []
         return _along_back(rng, pieces, -HALF + 0.2, HALF - 0.2)
     side = 1 if rng.random() < 0.5 else -1
