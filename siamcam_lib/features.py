@@ -7,10 +7,6 @@ pooled output g (K numbers an image) is all that training and evaluation need.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,56 +14,12 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import ImageSet
-from siamcam_lib.errors import CacheError
-from siamcam_lib.files import cache_home
 from siamcam_lib.model import SiameseNet
 
 VIEWS = ("plain", "mirrored")
 """The picture as it is, and its mirror image: the cheapest augmentation of frozen features."""
-
-
-class FeatureCache:
-    """Vectors under content keys, in one SQLite file: safe against crashes and second processes.
-
-    Example:
-        >>> import tempfile
-        >>> cache = FeatureCache(Path(tempfile.mkdtemp()) / "features.sqlite")
-        >>> cache.put({"key": np.ones(3, np.float32)})
-        >>> cache.get(["key", "other"])
-        {'key': array([1., 1., 1.], dtype=float32)}
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path or cache_home() / "features.sqlite"
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, value BLOB)"
-                )
-                yield connection
-        except (sqlite3.Error, OSError) as error:
-            raise CacheError(
-                f"The feature cache {self.path} cannot be used ({error}); delete it, or set "
-                "SIAMCAM_CACHE to a folder that can be written."
-            ) from error
-
-    def get(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
-        """Those of `keys` that are known, with their float32 vectors."""
-        with self._open() as connection:
-            query = "SELECT value FROM features WHERE key = ?"
-            rows = ((key, connection.execute(query, (key,)).fetchone()) for key in keys)
-            return {key: np.frombuffer(row[0], np.float32) for key, row in rows if row}
-
-    def put(self, vectors: dict[str, np.ndarray]) -> None:
-        """Store float32 vectors, all or none."""
-        rows = [(key, np.ascontiguousarray(v, np.float32).tobytes()) for key, v in vectors.items()]
-        with self._open() as connection:
-            connection.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", rows)
 
 
 def backbone_digest(net: SiameseNet) -> str:
@@ -125,6 +77,7 @@ def pooled_features(
 
     Example:
         >>> import siamcam_lib as sc, tempfile
+        >>> from pathlib import Path
         >>> images = sc.datasets.load("scenes/flowers", n=4)
         >>> net = SiameseNet("resnet18", pretrained=False, image_size=64)
         >>> cache = FeatureCache(Path(tempfile.mkdtemp()) / "f.sqlite")

@@ -11,8 +11,8 @@ import imagehash
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial.distance import pdist
 
+from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import ImageSet
 
 
@@ -33,7 +33,9 @@ class Duplicates:
         return join_groups(groups, np.concatenate([self.exact, self.near]))
 
 
-def find_duplicates(images: ImageSet, max_bits: int = 4) -> Duplicates:
+def find_duplicates(
+    images: ImageSet, max_bits: int = 4, *, cache: FeatureCache | None = None
+) -> Duplicates:
     """Exact copies by digest, near-duplicates by perceptual hash.
 
     The hash is pHash of 64 bits (`imagehash.phash`), which survives re-encoding, resizing and
@@ -42,26 +44,42 @@ def find_duplicates(images: ImageSet, max_bits: int = 4) -> Duplicates:
     Args:
         images: n images.
         max_bits: Largest Hamming distance of two hashes that counts as the same picture, of 64.
+        cache: Where hashes are kept; by default the user's cache.
 
     Raises:
         ImageError: if a picture cannot be read.
+        CacheError: if the cache cannot be read or written.
 
     Example:
         >>> import siamcam_lib as sc
         >>> find_duplicates(sc.datasets.load("scenes/flowers", n=6)).exact.shape
         (0, 2)
     """
-    digests = np.array([images.digest(i) for i in range(len(images))])
-    exact = _pairs_where(digests[:, None] == digests[None, :])
-    hashes = [imagehash.phash(images.image(i)).hash.ravel() for i in range(len(images))]
-    if len(hashes) < 2:
-        return Duplicates(exact, np.empty((0, 2), np.int64))
-    bits = np.rint(pdist(np.array(hashes), "hamming") * 64)
-    i, j = np.triu_indices(len(images), k=1)
-    close = np.stack([i, j], axis=1)[bits <= max_bits]
-    known = {tuple(pair) for pair in exact.tolist()}
-    near = [pair for pair in close.tolist() if tuple(pair) not in known]
-    return Duplicates(exact, np.array(near, np.int64).reshape(-1, 2))
+    digests = [images.digest(i) for i in range(len(images))]
+    _, content = np.unique(digests, return_inverse=True)
+    hashes = _hashes(images, digests, cache or FeatureCache())
+    exact, near = [], []
+    for i in range(len(images) - 1):  # row by row: memory stays flat
+        bits = np.bitwise_count(hashes[i + 1 :] ^ hashes[i])
+        for j in i + 1 + np.flatnonzero(bits <= max_bits):
+            (exact if content[i] == content[j] else near).append((i, j))
+    return Duplicates(*(np.array(found, np.int64).reshape(-1, 2) for found in (exact, near)))
+
+
+def _hashes(images: ImageSet, digests: list[str], cache: FeatureCache) -> np.ndarray:
+    """The 64-bit pHash of every picture: (n,) uint64."""
+    keys = [f"phash/{digest}" for digest in digests]
+    known = cache.get(keys)
+    fresh = {
+        key: imagehash.phash(images.image(i)).hash.ravel().astype(np.float32)
+        for i, key in enumerate(keys)
+        if key not in known
+    }
+    if fresh:
+        cache.put(fresh)
+    known.update(fresh)
+    bits = np.stack([known[key] for key in keys]).astype(bool)
+    return np.packbits(bits, axis=1).view(np.uint64).ravel()
 
 
 def join_groups(groups: np.ndarray, links: np.ndarray) -> np.ndarray:
@@ -84,7 +102,3 @@ def join_groups(groups: np.ndarray, links: np.ndarray) -> np.ndarray:
     graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(size, size))
     _, component = connected_components(graph, directed=False)
     return component[compact].astype(np.int64)
-
-
-def _pairs_where(matrix: np.ndarray) -> np.ndarray:
-    return np.argwhere(np.triu(matrix, k=1)).astype(np.int64).reshape(-1, 2)

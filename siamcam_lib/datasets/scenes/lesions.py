@@ -33,7 +33,7 @@ PARTS = ("deciding", "second", "distractor", "shortcut", "shared")
 
 SEVERITY = (0.2, 0.8)
 """Mean of the hidden severity of each class."""
-SPREAD = 0.08
+SPREAD = 0.085
 """Its standard deviation; each trait adds as much of its own."""
 
 SKINS = ("f0c4ae", "e8b39a", "d99c84", "eec9bf", "c98d6c", "a8714f", "e6b9c4")

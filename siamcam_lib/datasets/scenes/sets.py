@@ -31,7 +31,7 @@ from siamcam_lib.datasets.scenes.painting import (
 )
 from siamcam_lib.errors import DataError
 
-GENERATION = 2
+GENERATION = 3
 """Raise this when the drawing changes: features cached under the old pictures are then not used."""
 
 

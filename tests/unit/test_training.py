@@ -1,0 +1,683 @@
+"""Training: it learns, it depends on its seed alone, and an interruption changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import siamcam_lib as sc
+from siamcam_lib import losses, training
+from siamcam_lib.augmentation import AugmentedImages, Batches, default_augmentation
+from siamcam_lib.errors import ModelError, PairError, TrainingError
+from siamcam_lib.features import FeatureCache, pooled_features
+
+# --- tiny data and nets -----------------------------------------------------------------------
+
+
+class Tiles:
+    """Noisy tiles of one colour a class: read in no time, and easy to tell apart."""
+
+    origin = "folder"
+    colours = ((200, 60, 60), (60, 200, 60), (60, 60, 200))
+
+    def image(self, item: str) -> Image.Image:
+        label, number = map(int, item.split("/"))
+        random = np.random.default_rng([label, number])
+        pixels = random.normal(self.colours[label], 60, (32, 32, 3))
+        return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+    def masks(self, item: str) -> dict[str, np.ndarray]:
+        return {}
+
+    def digest(self, item: str) -> str:
+        return hashlib.sha256(f"tile {item}".encode()).hexdigest()
+
+
+def tiles(each: int = 16) -> sc.datasets.ImageSet:
+    labels = np.repeat(np.arange(3), each)
+    items = tuple(f"{c}/{k}" for c, k in zip(labels, np.tile(np.arange(each), 3), strict=True))
+    names = ("red", "green", "blue")
+    return sc.datasets.ImageSet("tiles", names, items, labels, np.arange(len(items)), Tiles())
+
+
+def parts(each: int = 16) -> sc.pairs.Split:
+    images = tiles(each)
+    turn = np.arange(len(images)) % 4
+    return sc.pairs.Split(*(images.subset(np.flatnonzero(m)) for m in (turn < 2, turn == 2, turn > 2)))
+
+
+class Tiny(nn.Module):
+    """A convolutional backbone with everything that makes resuming hard: dropout, batch norm."""
+
+    def __init__(self, start: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(start)
+            self.layers = nn.Sequential(
+                nn.Conv2d(3, 8, 3, stride=4),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+                nn.Dropout2d(0.2),
+                nn.Conv2d(8, 12, 3, stride=2),
+                nn.ReLU(),
+            )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images)
+
+
+class Same(nn.Module):
+    """A backbone that sees the same in every picture."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.new_ones(len(images), 4, 2, 2)
+
+
+def tiny_net(start: int = 0, normalize: bool = True) -> sc.SiameseNet:
+    return sc.SiameseNet(Tiny(start), embed_dim=8, image_size=32, normalize=normalize)
+
+
+FROZEN = sc.Recipe(epochs=4, batch_size=12, steps=3, learning_rate=2e-2)
+FINETUNE = sc.Recipe(epochs=3, batch_size=8, steps=3, crop_size=24, learning_rate=1e-2)
+MODES = pytest.mark.parametrize("finetune", [False, pytest.param(True, marks=pytest.mark.slow)])
+
+
+def train(net, split, cache, seed=0, finetune=False, **options):
+    """`sc.fit` as all tests call it."""
+    options = {"recipe": FINETUNE if finetune else FROZEN} | options
+    return sc.fit(
+        net, split, seed, finetune=finetune, cache=FeatureCache(cache), progress=False, **options
+    )
+
+
+def outcome(net: sc.SiameseNet, fit: sc.Fit) -> dict:
+    """All that must be the same, whatever happened on the way: weights, history, threshold."""
+    history = [{k: v for k, v in e.items() if k != "seconds"} for e in fit.history]
+    state = {k: v.numpy().tobytes() for k, v in net.state_dict().items()}
+    return state | {"history": history, "best": fit.best_epoch, "threshold": fit.threshold}
+
+
+def differences(a: dict, b: dict) -> list[str]:
+    return [key for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
+
+
+@pytest.fixture(scope="module")
+def split():
+    return parts()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache") / "features.sqlite"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(split, cache):
+    """The outcome of a training that nothing interrupts, by mode; computed when asked for."""
+    known: dict[bool, dict] = {}
+
+    def of(finetune: bool) -> dict:
+        if finetune not in known:
+            net = tiny_net()
+            known[finetune] = outcome(net, train(net, split, cache, finetune=finetune))
+        return known[finetune]
+
+    return of
+
+
+@pytest.fixture(autouse=True)
+def _as_found():
+    """One thread, so that sums have one order; and Ctrl-C as it was."""
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, handler)
+
+
+def on_step(act, monkeypatch=None, name="supervised_contrastive"):
+    """Have `act(step, labels)` called before each training step's loss is computed."""
+    known, count = losses.OBJECTIVES[name], iter(range(10**9))
+
+    def loss(net, e, labels, progress):
+        act(next(count), labels)
+        return known.loss(net, e, labels, progress)
+
+    patched = replace(known, loss=loss)
+    if monkeypatch is None:
+        losses.OBJECTIVES[name] = patched
+    else:
+        monkeypatch.setitem(losses.OBJECTIVES, name, patched)
+
+
+# --- what a fit is ----------------------------------------------------------------------------
+
+
+def auc(net, split, cache) -> float:
+    pairs = sc.pairs.sample(split.test, seed=0)
+    options = {"cache": FeatureCache(cache), "progress": False}
+    return sc.evaluate(net, pairs, bootstrap=10, **options).auc
+
+
+def test_it_learns(split, cache):
+    net = tiny_net()
+    before = auc(net, split, cache)
+    train(net, split, cache, recipe=sc.Recipe(epochs=20, batch_size=24, steps=4))
+    assert auc(net, split, cache) > max(before, 0.9)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(split, cache, undisturbed):
+    torch.manual_seed(12345)  # the caller's random numbers do not matter
+    again, other = tiny_net(), tiny_net()
+    fit = train(again, split, cache)
+    assert differences(outcome(again, fit), undisturbed(False)) == []
+    train(other, split, cache, seed=1)
+    assert not torch.equal(again.projection.weight, other.projection.weight)
+
+
+def test_a_fit_starts_the_head_afresh(split, cache, undisturbed):
+    net = tiny_net()
+    train(net, split, cache, seed=7)
+    assert differences(outcome(net, train(net, split, cache)), undisturbed(False)) == []
+
+
+def test_what_a_fit_tells(split, cache):
+    net = tiny_net()
+    fit = train(net, split, cache, seed=3)
+    assert [entry["epoch"] for entry in fit.history] == [0, 1, 2, 3]
+    for entry in fit.history:
+        assert set(entry) == {"epoch", "train_loss", "val_auc", "seconds"}
+        assert 0 <= entry["val_auc"] <= 1 and entry["seconds"] > 0
+    best = max(entry["val_auc"] for entry in fit.history)
+    assert fit.history[fit.best_epoch]["val_auc"] == best
+    assert fit.threshold == net.threshold and 0 < fit.threshold < 1
+    assert (fit.seed, fit.loss, fit.finetune, fit.resumed_at) == (3, "supervised_contrastive", False, 0)
+    assert fit.seconds > 0
+
+
+def test_the_weights_of_the_best_epoch_are_kept(split, cache):
+    """Kept are those of the epoch, not the last: its validation AUC can be computed again."""
+    net = tiny_net()
+    fit = train(net, split, cache, recipe=replace(FROZEN, learning_rate=0.5))
+    options = {"cache": FeatureCache(cache), "progress": False}
+    e = net.embed_pooled(pooled_features(net, split.val, **options))
+    pairs, weight = sc.pairs.all_pairs(split.val)
+    d = net.distance(e[pairs.a], e[pairs.b]).numpy()
+    found = training.roc_auc_score(pairs.label, d, sample_weight=weight)
+    assert found == pytest.approx(fit.history[fit.best_epoch]["val_auc"], abs=1e-9)
+
+
+@MODES
+def test_the_net_is_left_ready_to_be_used(split, cache, finetune):
+    net = tiny_net()
+    train(net, split, cache, finetune=finetune)
+    assert not any(module.training for module in net.modules())
+    assert not any(p.requires_grad for p in net.parameters())
+    assert all(p.grad is None or not p.requires_grad for p in net.parameters())
+
+
+def test_frozen_leaves_the_backbone_bit_identical(split, cache):
+    net = tiny_net()
+    before = {k: v.clone() for k, v in net.backbone.state_dict().items()}
+    train(net, split, cache)
+    assert all(torch.equal(v, before[k]) for k, v in net.backbone.state_dict().items())
+
+
+@pytest.mark.slow
+def test_finetuning_trains_the_backbone(split, cache):
+    net = tiny_net()
+    before = {k: v.clone() for k, v in net.backbone.state_dict().items()}
+    fit = train(net, split, cache, finetune=True)
+    after = net.backbone.state_dict()
+    assert fit.finetune
+    assert [k for k, v in before.items() if torch.equal(v, after[k])] == []
+
+
+@pytest.mark.parametrize("name", losses.OBJECTIVES)
+def test_every_objective_trains(split, cache, name):
+    net = tiny_net(normalize=losses.OBJECTIVES[name].unit_length)
+    fit = train(net, split, cache, loss=name, recipe=replace(FROZEN, epochs=1))
+    assert fit.loss == name and np.isfinite(fit.history[0]["train_loss"])
+    calibrated = (net.output.weight.item(), net.output.bias.item()) != (1.0, 0.0)
+    assert calibrated  # on validation pairs, or by the loss itself
+
+
+def test_plain_embeddings_get_a_loss_that_fits_them(split, cache):
+    fit = train(tiny_net(normalize=False), split, cache, recipe=replace(FROZEN, epochs=1))
+    assert fit.loss == "margin_all_pairs"
+
+
+def test_a_given_threshold_is_used(split, cache):
+    net = tiny_net()
+    assert train(net, split, cache, threshold=0.5).threshold == net.threshold == 0.5
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 1.5, -0.1, float("nan")])
+def test_an_impossible_threshold_is_refused_before_training(split, cache, threshold, monkeypatch):
+    steps = []
+    on_step(lambda step, labels: steps.append(step), monkeypatch)
+    with pytest.raises((TrainingError, ModelError), match="between 0 and 1"):
+        train(tiny_net(), split, cache, threshold=threshold)
+    assert steps == []
+
+
+def test_the_callers_random_numbers_are_left_alone(split, cache):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(tiny_net(), split, cache)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_early_stopping_stops(split, cache):
+    recipe = replace(FROZEN, epochs=40, patience=2)
+    fit = train(tiny_net(), split, cache, recipe=recipe)
+    scores = [entry["val_auc"] for entry in fit.history]
+    assert len(scores) < 40
+    # Two epochs without a better one than all before, and never two such before the end.
+    first_best = [k for k, s in enumerate(scores) if s > max(scores[:k], default=-1)]
+    assert len(scores) == first_best[-1] + 1 + 2
+    assert max(np.diff(first_best), default=1) <= 2
+
+
+def test_no_two_epochs_learn_from_the_same_batches(split, cache, monkeypatch):
+    seen = []
+    on_step(lambda step, labels: seen.append(tuple(labels.tolist())), monkeypatch)
+    train(tiny_net(), split, cache)
+    assert len(seen) == FROZEN.epochs * FROZEN.steps
+    epochs = [tuple(seen[k : k + FROZEN.steps]) for k in range(0, len(seen), FROZEN.steps)]
+    assert len(set(epochs)) == len(epochs)
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+def test_an_unknown_loss_is_named_with_those_known(split, cache):
+    with pytest.raises(TrainingError, match="'tripled'; known are paper, margin"):
+        train(tiny_net(), split, cache, loss="tripled")
+
+
+@pytest.mark.parametrize(
+    ("loss", "normalize"), [("paper", True), ("margin", True), ("supervised_contrastive", False)]
+)
+def test_a_loss_for_other_embeddings_is_refused_and_nothing_changed(split, cache, loss, normalize):
+    net = tiny_net(normalize=normalize)
+    before = net.projection.weight.clone()
+    with pytest.raises(TrainingError, match=f"normalize={not normalize}"):
+        train(net, split, cache, loss=loss)
+    assert torch.equal(net.projection.weight, before)
+
+
+def test_a_split_that_leaks_is_refused(split, cache):
+    leaking = sc.pairs.Split(split.train, split.val, split.train)
+    with pytest.raises(PairError, match="training and test parts share 24 groups"):
+        train(tiny_net(), leaking, cache)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("loss", ["margin_all_pairs", "supervised_contrastive"])
+def test_an_absurd_learning_rate_is_told(split, cache, steps, loss):
+    net = tiny_net(normalize=losses.OBJECTIVES[loss].unit_length)
+    recipe = replace(FROZEN, learning_rate=1e38, steps=steps)
+    with pytest.raises(TrainingError, match="learning rate"):
+        train(net, split, cache, loss=loss, recipe=recipe)
+
+
+@pytest.mark.parametrize("loss", losses.OBJECTIVES)
+def test_embeddings_that_collapse_are_told(split, cache, loss):
+    unit = losses.OBJECTIVES[loss].unit_length
+    net = sc.SiameseNet(Same(), embed_dim=8, image_size=32, normalize=unit)
+    with pytest.raises(TrainingError, match="collapsed"):
+        train(net, split, cache, loss=loss, recipe=replace(FROZEN, epochs=1))
+
+
+def test_a_failure_leaves_the_net_as_it_was(split, cache, monkeypatch):
+    net = tiny_net()
+    before = outcome(net, sc.Fit((), 0, 0.5, 0.0, "", False, 0))
+    on_step(_raise_at(5, RuntimeError("power cut")), monkeypatch)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(net, split, cache)
+    assert differences(outcome(net, sc.Fit((), 0, 0.5, 0.0, "", False, 0)), before) == []
+
+
+# --- interrupted and resumed ------------------------------------------------------------------
+
+
+def _raise_at(step: int, error: BaseException):
+    def act(now, labels):
+        if now == step:
+            raise error
+
+    return act
+
+
+@MODES
+@pytest.mark.parametrize("step", [0, 2, 3, 5, 8])
+def test_resumed_after_an_exception_it_ends_the_same(
+    split, cache, tmp_path, monkeypatch, undisturbed, finetune, step
+):
+    with monkeypatch.context() as patch:
+        on_step(_raise_at(step, RuntimeError("power cut")), patch)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(tiny_net(), split, cache, finetune=finetune, folder=tmp_path)
+    net = tiny_net()
+    fit = train(net, split, cache, finetune=finetune, folder=tmp_path)
+    assert fit.resumed_at == step // 3
+    assert differences(outcome(net, fit), undisturbed(finetune)) == []
+
+
+@MODES
+@pytest.mark.parametrize("step", [1, 4])
+def test_the_interrupted_net_itself_can_be_trained_on(
+    split, cache, tmp_path, monkeypatch, undisturbed, finetune, step
+):
+    """In a notebook it is the same object that is passed again."""
+    net = tiny_net()
+    with monkeypatch.context() as patch:
+        on_step(_raise_at(step, RuntimeError("power cut")), patch)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(net, split, cache, finetune=finetune, folder=tmp_path)
+    fit = train(net, split, cache, finetune=finetune, folder=tmp_path)
+    assert differences(outcome(net, fit), undisturbed(finetune)) == []
+
+
+@pytest.mark.parametrize("step", [1, 7])
+def test_ctrl_c_reaches_the_caller_and_keeps_working(
+    split, cache, tmp_path, monkeypatch, undisturbed, step
+):
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        on_step(_raise_at(step, KeyboardInterrupt()), patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_net(), split, cache, folder=tmp_path)
+    assert signal.getsignal(signal.SIGINT) == handler
+    net = tiny_net()
+    fit = train(net, split, cache, folder=tmp_path)
+    assert fit.resumed_at == step // 3
+    assert differences(outcome(net, fit), undisturbed(False)) == []
+
+
+def test_interrupted_several_times(split, cache, tmp_path, monkeypatch, undisturbed):
+    for step in (4, 0, 3):
+        with monkeypatch.context() as patch:
+            on_step(_raise_at(step, RuntimeError("power cut")), patch)
+            with pytest.raises(RuntimeError, match="power cut"):
+                train(tiny_net(), split, cache, folder=tmp_path)
+    net = tiny_net()
+    fit = train(net, split, cache, folder=tmp_path)
+    assert differences(outcome(net, fit), undisturbed(False)) == []
+
+
+MOMENTS = ("step 0", "step 4", "step 7", "write 0", "write 1", "write 2", "replace 1", "replace 2")
+
+
+def die_at(moment: str) -> None:
+    """Arrange for this process to be killed: at a step, half-way through a write, before a rename."""
+    kind, number = moment.split()
+    left = int(number)
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if kind == "step":
+        on_step(lambda step, labels: die() if step == left else None)
+        return
+    save, swap, count = torch.save, os.replace, iter(range(10**9))
+
+    def half(value, path, *args, **options):
+        save(value, path, *args, **options)
+        if next(count) == left:
+            with open(path, "rb+") as file:
+                file.truncate(Path(path).stat().st_size // 2)
+            die()
+
+    def stop(source, target, *args, **options):
+        if str(target).endswith("last.ckpt") and next(count) == left:
+            die()
+        swap(source, target, *args, **options)
+
+    if kind == "write":
+        torch.save = half
+    else:
+        os.replace = stop
+
+
+def be_killed(root: Path, finetune: bool) -> None:
+    """In a process of its own: for each moment, a child that trains until it is killed."""
+    ended = {}
+    for moment in MOMENTS:
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)
+            die_at(moment)
+            train(tiny_net(), parts(), root / "f.sqlite", finetune=finetune, folder=root / moment)
+            os._exit(0)
+        ended[moment] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    (root / "ended.json").write_text(json.dumps(ended))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("finetune", [False, True])
+def test_killed_at_any_moment_and_resumed_it_ends_the_same(
+    split, cache, tmp_path, undisturbed, finetune
+):
+    command = [sys.executable, __file__, str(tmp_path), str(int(finetune))]
+    with open(tmp_path / "said.txt", "w") as said:
+        done = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, timeout=300)
+    assert done.returncode == 0, (tmp_path / "said.txt").read_text()[-2000:]
+    ended = json.loads((tmp_path / "ended.json").read_text())
+    assert ended == dict.fromkeys(MOMENTS, -signal.SIGKILL)
+    for moment in MOMENTS:
+        net = tiny_net()
+        fit = train(net, split, cache, finetune=finetune, folder=tmp_path / moment)
+        kept = {"step": int(moment[-1]) // 3}.get(moment.split()[0], int(moment[-1]))
+        assert fit.resumed_at == kept, moment
+        assert differences(outcome(net, fit), undisturbed(finetune)) == [], moment
+
+
+def test_what_a_killed_write_left_behind_is_cleared_away(split, cache, tmp_path):
+    (tmp_path / ".last.ckpt.abc.part").write_bytes(b"half")
+    train(tiny_net(), split, cache, folder=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "training.json"]
+
+
+# --- the folder -------------------------------------------------------------------------------
+
+
+@MODES
+def test_a_finished_folder_is_not_trained_again(
+    split, cache, tmp_path, monkeypatch, undisturbed, finetune
+):
+    train(tiny_net(), split, cache, finetune=finetune, folder=tmp_path)
+    steps = []
+    on_step(lambda step, labels: steps.append(step), monkeypatch)
+    net = tiny_net()
+    fit = train(net, split, cache, finetune=finetune, folder=tmp_path)
+    assert steps == [] and fit.resumed_at == len(fit.history)
+    assert differences(outcome(net, fit), undisturbed(finetune)) == []
+
+
+def test_a_training_that_stopped_early_is_finished(split, cache, tmp_path, monkeypatch):
+    recipe = replace(FROZEN, epochs=40, patience=2)
+    first, again = tiny_net(), tiny_net()
+    expected = outcome(first, train(first, split, cache, recipe=recipe, folder=tmp_path))
+    steps = []
+    on_step(lambda step, labels: steps.append(step), monkeypatch)
+    fit = train(again, split, cache, recipe=recipe, folder=tmp_path)
+    assert steps == []
+    assert differences(outcome(again, fit), expected) == []
+
+
+def test_the_folder_holds_only_this_training(split, cache, tmp_path):
+    train(tiny_net(), split, cache, folder=tmp_path / "new" / "place")
+    names = sorted(p.name for p in (tmp_path / "new" / "place").iterdir())
+    assert names == ["last.ckpt", "training.json"]
+
+
+OTHERS = {
+    "seed": {"seed": 1},
+    "recipe": {"recipe": replace(FROZEN, dropout=0.1)},
+    "embedding": {"net": lambda: sc.SiameseNet(Tiny(), embed_dim=4, image_size=32)},
+    "loss": {"net": lambda: tiny_net(normalize=False)},
+    "data": {"split": parts(12)},
+    "backbone's weights": {"net": lambda: tiny_net(start=1)},
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_the_folder_of_another_training_is_refused(split, cache, tmp_path, what):
+    train(tiny_net(), split, cache, folder=tmp_path)
+    kept = (tmp_path / "last.ckpt").read_bytes()
+    options = {"split": split, "net": tiny_net} | OTHERS[what]
+    net = options.pop("net")()
+    with pytest.raises(TrainingError, match="holds another training"):
+        train(net, options.pop("split"), cache, folder=tmp_path, **options)
+    assert (tmp_path / "last.ckpt").read_bytes() == kept
+
+
+def test_a_folder_that_cannot_be_written_is_told(split, cache, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TrainingError, match="cannot be written"):
+        train(tiny_net(), split, cache, folder=tmp_path / "file" / "folder")
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "noise", "text", "other"])
+def test_a_damaged_checkpoint_is_told(split, cache, tmp_path, damage):
+    train(tiny_net(), split, cache, folder=tmp_path)
+    file = tmp_path / "last.ckpt"
+    whole = file.read_bytes()
+    if damage == "other":
+        torch.save({"epoch": 3, "state_dict": {}}, file)
+    else:
+        file.write_bytes(
+            {"empty": b"", "half": whole[: len(whole) // 2], "noise": bytes(1000), "text": b"no"}[damage]
+        )
+    with pytest.raises(TrainingError, match="last.ckpt is damaged"):
+        train(tiny_net(), split, cache, folder=tmp_path)
+
+
+@pytest.mark.parametrize("sheet", [b"", b"\xff\xfe\x00", b"{}"])
+def test_a_damaged_sheet_is_told(split, cache, tmp_path, sheet):
+    train(tiny_net(), split, cache, folder=tmp_path)
+    (tmp_path / "training.json").write_bytes(sheet)
+    with pytest.raises(TrainingError, match="holds another training"):
+        train(tiny_net(), split, cache, folder=tmp_path)
+
+
+class Evil:
+    """Unpickled, it makes a file; a checkpoint could as well run anything else."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("as_torch", [True, False])
+def test_a_checkpoint_cannot_run_code(split, cache, tmp_path, as_torch):
+    train(tiny_net(), split, cache, folder=tmp_path / "training")
+    file, target = tmp_path / "training" / "last.ckpt", tmp_path / "ran"
+    if as_torch:
+        kept = torch.load(file, weights_only=True)
+        torch.save(kept | {"extra": Evil(target)}, file)
+    else:
+        file.write_bytes(pickle.dumps(Evil(target)))
+    with pytest.raises(TrainingError, match="damaged"):
+        train(tiny_net(), split, cache, folder=tmp_path / "training")
+    assert not target.exists()
+
+
+# --- batches and augmentation -----------------------------------------------------------------
+
+LABELS = np.repeat([0, 1, 2], [7, 4, 1])
+
+
+def test_an_epoch_looks_at_every_picture_before_any_twice():
+    batches = [[p for p, _ in b] for b in Batches(LABELS, 4, seed=0)]
+    assert sorted(sum(batches, [])) == list(range(12))
+
+
+def test_more_steps_than_one_pass_go_round_again():
+    batches = list(Batches(LABELS, 4, steps=8, seed=0))
+    assert [len(b) for b in batches] == [4] * 8
+    positions = [p for b in batches for p, _ in b]
+    assert np.bincount(positions).max() == 3 and np.bincount(positions).min() == 2
+
+
+def test_batches_depend_on_seed_and_epoch_alone():
+    def drawn(**options):
+        return list(Batches(LABELS, 4, **options))
+
+    assert drawn(seed=1, epoch=2) == drawn(seed=1, epoch=2)
+    others = [drawn(seed=1, epoch=3), drawn(seed=2, epoch=2), drawn(seed=2, epoch=1)]
+    assert all(drawn(seed=1, epoch=2) != other for other in others)
+
+
+def test_given_pairs_are_half_similar_and_never_of_a_picture_with_itself():
+    for batch in Batches(LABELS, 8, steps=50, given_pairs=True, seed=0):
+        positions = np.array([p for p, _ in batch])
+        a, b = positions[:4], positions[4:]
+        assert (a != b).all()
+        alike = LABELS[a] == LABELS[b]
+        single = LABELS[a] == 2  # alone in its class: it has dissimilar partners only
+        assert alike[[0, 2]].tolist() == (~single[[0, 2]]).tolist() and not alike[[1, 3]].any()
+
+
+def test_a_batch_is_never_larger_than_the_data():
+    assert [len(b) for b in Batches(LABELS, 500, seed=0)] == [12]
+
+
+def test_batches_need_two_classes():
+    with pytest.raises(PairError, match="one class only"):
+        Batches(np.zeros(5, int), 2)
+
+
+def test_augmentation_gives_crops_with_values_from_0_to_1():
+    picture = Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8))
+    crop = default_augmentation(24)(picture)
+    assert crop.shape == (3, 24, 24) and crop.dtype == torch.float32
+    assert 0 <= crop.min() and crop.max() <= 1
+
+
+def test_an_augmented_picture_is_a_function_of_its_draw():
+    images = AugmentedImages(tiles(), default_augmentation(24))
+    state = torch.random.get_rng_state()
+    (first, again, other), labels = images[[(5, 1), (5, 1), (5, 2)]]
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert labels.tolist() == [0, 0, 0] and len(images) == 48
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_an_augmentation_of_ones_own_is_used(split, cache, monkeypatch):
+    used = []
+
+    def plain(picture):
+        used.append(picture.size)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+    monkeypatch.setattr(training._Task, "train_dataloader", _in_this_process)
+    train(tiny_net(), split, cache, finetune=True, augmentation=plain, recipe=replace(FINETUNE, epochs=1))
+    assert used == [(32, 32)] * 24
+
+
+def _in_this_process(task):
+    return torch.utils.data.DataLoader(task.train_data, sampler=task.batches(0), batch_size=None)
+
+
+if __name__ == "__main__":  # the process that is killed, see be_killed
+    be_killed(Path(sys.argv[1]), bool(int(sys.argv[2])))
