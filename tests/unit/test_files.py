@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from siamcam_lib import files
 from siamcam_lib.errors import CacheError
 from siamcam_lib.files import cache_home, whole_file
 
@@ -66,15 +67,17 @@ def test_a_killed_process_leaves_the_old_content(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")
     program = (
-        "import os, signal, sys; from siamcam_lib.files import whole_file\n"
+        "import os, signal, sys, types\n"
+        "package = types.ModuleType('siamcam_lib')  # the whole package would import torch\n"
+        "package.__path__ = [sys.argv[2]]\n"
+        "sys.modules['siamcam_lib'] = package\n"
+        "from siamcam_lib.files import whole_file\n"
         "with whole_file(sys.argv[1]) as temporary:\n"
         "    temporary.write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    # the library's own folder in the path: siamcam_lib.files imports neither torch nor the package
     done = subprocess.run(
-        [sys.executable, "-c", program, str(target)],
-        cwd=Path(__file__).parents[2],
+        [sys.executable, "-c", program, str(target), str(Path(files.__file__).parent)],
         timeout=300,
         check=False,
     )
