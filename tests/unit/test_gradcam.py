@@ -158,15 +158,23 @@ class TestAgainstAutograd:
         # slope that does not multiply the rounding of z.
         assume(min(hidden) > 1e-4 and length.min() > 0.2 and relative.min() > 0.3)
         assume(float(z.abs().max()) < 3)
-        for M, (truth, size) in zip(closed(net, A1, A2), by_autograd(exact, A1.double(), A2.double()),
-                                    strict=True):  # fmt: skip
+        found = closed(net, A1, A2)
+        truths = by_autograd(exact, A1.double(), A2.double())
+        # Rounding is relative to all that is added up: over channels, over units, in v itself.
+        with torch.no_grad():
+            W, s = exact.projection.weight.abs(), gradcam.slope(exact, d).abs() / (h * w)
+            n1, n2 = (x.norm(dim=1, keepdim=True) if normalize else 1 for x in e)
+            parts = (e[0] / n1 + e[1] / n2) / d[:, None]
+        for M, (truth, _), A, x, n in zip(found, truths, (A1, A2), e, (n1, n2), strict=True):
+            v = (x > 0) * parts / n
+            size = torch.einsum("b,be,ek,bkhw->bhw", s, v, W, A.double().abs())
             assert M.dtype == torch.float32
             assert deviation(M, truth, size) < 1e-6
 
     @pytest.mark.parametrize("normalize", [False, True])
     def test_relative_to_the_map_itself(self, normalize):
         """No help from a generous scale: relative to the largest value of the true map."""
-        net = small_net(3, normalize=normalize)
+        net = small_net(3, normalize=normalize, shift=1)
         A1, A2 = maps_of(1, 4), maps_of(2, 4)
         for M, (truth, _) in zip(closed(net, A1, A2), by_autograd(net, A1, A2), strict=True):
             assert deviation(M, truth, truth.abs()) < 1e-12
@@ -288,7 +296,8 @@ class TestAgainstOtherLibraries:
                 kept.activations[0].detach().numpy(), kept.gradients[0].detach().numpy(),
             )  # fmt: skip
         np.testing.assert_allclose(raw, sign * ours.numpy(), rtol=1e-9, atol=1e-13)
-        expected = scale_cam_image((sign * ours).relu().numpy(), (33, 33))
+        # it scales twice: each layer's map, and the mean over layers
+        expected = scale_cam_image(scale_cam_image((sign * ours).relu().numpy(), (33, 33)))
         np.testing.assert_allclose(shown, expected, atol=1e-5)
 
 
@@ -352,7 +361,9 @@ class TestCompleteness:
             for M, v, x in zip(gradcam.pair_maps(net, *seen), directions, seen, strict=True):
                 expected = -s * (((x.embedding > 0) * v) @ net.projection.bias)
                 gap = (M.sum(dim=(1, 2)) - expected).abs()
-                assert bool((gap <= 1e-11 * (M.abs().sum(dim=(1, 2)) + expected.abs())).all())
+                assert bool(
+                    (gap <= 1e-11 * (M.abs().sum(dim=(1, 2)) + expected.abs()) + 1e-15).all()
+                )
 
     @PROPERTY
     @given(seed=st.integers(0, 10_000))
@@ -389,7 +400,9 @@ class TestSymmetry:
         A1, A2 = maps_of(1, 5), maps_of(2, 5)
         together = closed(net, A1, A2)
         for k in range(5):
-            for whole, alone in zip(together, closed(net, A1[k : k + 1], A2[k : k + 1]), strict=True):
+            for whole, alone in zip(
+                together, closed(net, A1[k : k + 1], A2[k : k + 1]), strict=True
+            ):
                 torch.testing.assert_close(whole[k], alone[0], rtol=1e-12, atol=1e-15)
 
     @pytest.mark.parametrize("normalize", [False, True])
@@ -455,7 +468,9 @@ class TestProject:
         for pair in range(2):
             for p, q in np.ndindex(4, 5):
                 here = a.maps[pair, :, p, q]
-                torch.testing.assert_close(gradcam.self_map(a)[pair, p, q], here @ a.embedding[pair])
+                torch.testing.assert_close(
+                    gradcam.self_map(a)[pair, p, q], here @ a.embedding[pair]
+                )
                 torch.testing.assert_close(
                     gradcam.shared_map(a, b)[pair, p, q], here @ b.embedding[pair]
                 )
@@ -609,7 +624,9 @@ class TestEdges:
 
     def test_all_units_off_in_both_images(self, normalize, dtype):
         net = small_net(1, normalize=normalize, shift=-1e3, dtype=dtype)
-        assert all((M == 0).all() for M in closed(net, maps_of(1, 2).to(dtype), maps_of(2, 2).to(dtype)))
+        assert all(
+            (M == 0).all() for M in closed(net, maps_of(1, 2).to(dtype), maps_of(2, 2).to(dtype))
+        )
 
     @pytest.mark.parametrize("z", [-1000.0, -50.0, 50.0, 1000.0])
     def test_a_saturated_sigmoid_keeps_the_shape_of_the_maps(self, normalize, dtype, z):
@@ -620,7 +637,8 @@ class TestEdges:
             net.output.bias.fill_(z)
         for before, after in zip(calm, closed(net, A1, A2), strict=True):
             before, after = (
-                x.double() / x.double().abs().amax(dim=(1, 2), keepdim=True) for x in (before, after)
+                x.double() / x.double().abs().amax(dim=(1, 2), keepdim=True)
+                for x in (before, after)
             )
             torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-6)
 
@@ -660,6 +678,17 @@ def test_one_embedding_of_zero_unit_length():
         assert float(truth.abs().max()) < 1e-15
     for M in closed(net, A1, A2):
         assert float(M.abs().max()) < 1e-15
+
+
+@pytest.mark.xfail(strict=True, reason="approach: d²/2 and û₂ − û₁ round differently")
+def test_one_unit_on_unit_length():
+    """ê₁ = (0, 1, 0, …) stays where it is however long e₁ is: its map is blank, and exactly so."""
+    net = small_net(1, normalize=True, dtype=torch.float32)
+    e2 = torch.rand(200, 8, generator=torch.Generator().manual_seed(1))
+    e1 = torch.zeros(200, 8)
+    e1[:, 1] = torch.linspace(0.1, 5, 200)
+    v1, _ = gradcam.approach(net, e1, e2)
+    assert (v1[:, 1] == 0).all()
 
 
 @pytest.mark.xfail(strict=True, reason="slope keeps the graph of the output's weight and bias")

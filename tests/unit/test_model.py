@@ -1,4 +1,4 @@
-"""The network: every step against the formula, one backbone call a pair, and files that are safe."""
+"""The network: every step against the formula, one backbone call a pair, files that are safe."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TestForward:
             e = []
             for image in (a[k].numpy(), b[k].numpy()):
                 x = (image - mean[:, None, None]) / std[:, None, None]
-                tiles = x.reshape(3, 4, 8, 4, 8)  # channel, row of tiles, row, column of tiles, column
+                tiles = x.reshape(3, 4, 8, 4, 8)  # channel, tile, row, tile, column
                 maps = np.einsum("oxij,xpiqj->opq", kernel, tiles) + shift[:, None, None]
                 g = np.maximum(maps, 0).mean(axis=(1, 2))
                 vector = np.maximum(weight @ g + bias, 0)
@@ -98,7 +98,7 @@ class TestForward:
         assert len(seen) == 1
         torch.testing.assert_close(seen[0], (torch.cat([a, b]) - net.mean) / net.std)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(seed=st.integers(0, 10**6), normalize=st.booleans())
     def test_the_score_is_symmetric_and_zero_on_the_diagonal(self, seed, normalize):
         net = small(normalize)
@@ -106,7 +106,9 @@ class TestForward:
         with torch.no_grad():
             torch.testing.assert_close(net(a, b), net(b, a), rtol=0, atol=1e-6)
             e = net.embed(torch.cat([a, a]))
-            assert net.distance(e[:2], e[2:]).tolist() == [0, 0]
+            # the place of an image in its batch may change the last bit of what is computed
+            assert net.distance(e[:2], e[2:]).max() < 1e-6
+            assert net.distance(e, e.clone()).tolist() == [0, 0, 0, 0]
             assert torch.equal(net.distance(e[:1], e[1:2]), net.distance(e[1:2], e[:1]))
 
     def test_identical_images_have_zero_and_finite_gradients(self):
@@ -320,11 +322,17 @@ class TestBadFiles:
 
     @pytest.mark.parametrize(
         "metadata",
-        [None, {}, {"format": "pt"}, {"format": "siamcam-1"}, {"format": "siamcam-99", "config": "{}"}],
+        [
+            None,
+            {},
+            {"format": "pt"},
+            {"format": "siamcam-1"},
+            {"format": "siamcam-99", "config": "{}"},
+        ],
     )
     def test_safetensors_of_others(self, tmp_path, metadata):
         save_file({"weight": torch.ones(2)}, tmp_path / "f", metadata=metadata)
-        self.refused(tmp_path / "f", "was not written by this library's SiameseNet.save")
+        self.refused(tmp_path / "f", "was not written by SiameseNet.save")
 
     @pytest.mark.parametrize(
         "config",
@@ -332,15 +340,13 @@ class TestBadFiles:
          '["backbone", "embed_dim", "normalize", "image_size", "more"]'],
     )  # fmt: skip
     def test_a_configuration_that_is_none(self, tmp_path, named, config):
-        self.refused(
-            tampered(named, tmp_path / "f", config), "was not written by this library's SiameseNet.save"
-        )
+        self.refused(tampered(named, tmp_path / "f", config), "was not written by SiameseNet.save")
 
     @pytest.mark.parametrize(
         ("config", "expected"),
         [
             ({"backbone": "test_resnet"}, "does not fit the backbone 'test_resnet'"),
-            ({"embed_dim": 7}, r"does not fit.*projection.*\(6, .*\(7, "),
+            ({"embed_dim": 7}, r"does not fit.*projection.bias \(file: \(6,\), network: \(7,\)\)"),
         ],
     )
     def test_another_architecture(self, tmp_path, named, config, expected):

@@ -137,7 +137,9 @@ class TestSplit:
     def test_classes_of_one_or_two_images_survive(self, seed):
         images = labelled(np.repeat(np.arange(6), [60, 50, 30, 2, 1, 1]))
         parts = split(images, seed)
-        total = sum(np.bincount(p.labels, minlength=6) for p in (parts.train, parts.val, parts.test))
+        total = sum(
+            np.bincount(p.labels, minlength=6) for p in (parts.train, parts.val, parts.test)
+        )
         assert total.tolist() == [60, 50, 30, 2, 1, 1]
 
     def test_ungrouped_parts_groups_as_the_paper_does(self):
@@ -280,7 +282,10 @@ class TestDuplicates:
         hashes = [imagehash.phash(p) for p in pictures.values()]
         for limit in (0, 20, 28, 64):
             expected = [
-                [i, j] for i in range(12) for j in range(i + 1, 12) if hashes[i] - hashes[j] <= limit
+                [i, j]
+                for i in range(12)
+                for j in range(i + 1, 12)
+                if hashes[i] - hashes[j] <= limit
             ]
             assert find_duplicates(images, limit).near.tolist() == expected
 
