@@ -79,12 +79,15 @@ class Batches(Sampler):
         epoch: int = 0,
     ) -> None:
         self.labels = np.asarray(labels)
+        if len(np.unique(self.labels)) < 2:
+            raise PairError(
+                f"{len(self.labels)} training images of one class or none; pairs need at least "
+                "two classes."
+            )
         self.size = min(batch_size, len(self.labels))
         self.anchors = max(1, self.size // 2) if given_pairs else self.size
         self.given_pairs, self.seed, self.epoch = given_pairs, seed, epoch
         self.steps = steps or max(1, len(self.labels) // self.size)
-        if len(np.unique(self.labels)) < 2:
-            raise PairError("Training images of one class only; pairs need at least two classes.")
 
     def __len__(self) -> int:
         return self.steps

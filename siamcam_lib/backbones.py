@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import timm
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from siamcam_lib.errors import ModelError
 
@@ -91,36 +93,63 @@ def _from_torchvision(name: str, pretrained: bool) -> Backbone:
     model = torchvision.models.get_model(name, weights=weights)
     if isinstance(getattr(model, "features", None), nn.Module):
         module: nn.Module = model.features
-    else:  # the ResNet family: everything before the global pooling
+    else:  # the ResNet family and its kin: everything before the global pooling or classifier
         layers = []
-        for layer in model.children():
-            if isinstance(layer, nn.AdaptiveAvgPool2d):
+        for part, layer in model.named_children():
+            last = list(layer.modules())[-1]  # a classifier ends in its linear layer
+            if isinstance(layer, nn.AdaptiveAvgPool2d) or isinstance(last, nn.Linear):
                 break
-            layers.append(layer)
+            if not part.lower().startswith("aux"):
+                layers.append(layer)
         module = nn.Sequential(*layers)
-    return Backbone(module, _channels(name, module))
+    return Backbone(module, channels(name, module))
 
 
 def _from_timm(name: str, pretrained: bool) -> Backbone:
     module = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
     config = module.pretrained_cfg
-    return Backbone(module, _channels(name, module), tuple(config["mean"]), tuple(config["std"]))
+    return Backbone(module, channels(name, module), tuple(config["mean"]), tuple(config["std"]))
 
 
-def _channels(name: str, module: nn.Module) -> int:
-    """Channel count K, seen by running a small image through (evaluation mode, no gradient)."""
-    training = module.training
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every part is in the mode it was in.
+
+    Example:
+        >>> net = nn.Sequential(nn.Dropout()).train()
+        >>> with evaluating(net):
+        ...     net.training
+        False
+        >>> net.training
+        True
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
     try:
-        with torch.no_grad():
-            output = module.eval()(torch.zeros(1, 3, 96, 96))
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def channels(name: str, module: nn.Module) -> int:
+    """Channel count K of a backbone, seen by running two small images through.
+
+    Raises:
+        ModelError: if it takes no image of 96×96, or gives no feature map (B, K, h, w).
+    """
+    try:
+        with evaluating(module), torch.no_grad():
+            output = module(torch.zeros(1, 3, 96, 96))
+            is_map = isinstance(output, Tensor) and output.ndim == 4
+            # A wider image makes a map wider; where channels come last it grows elsewhere.
+            wider = module(torch.zeros(1, 3, 96, 128)) if is_map else None
     except Exception as error:
         raise ModelError(
             f"{name!r} does not take a 96×96 image ({error}); choose a convolutional backbone."
         ) from error
-    finally:
-        module.train(training)
-    if not isinstance(output, torch.Tensor) or output.ndim != 4:
-        got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if wider is None or wider.shape[:3] != output.shape[:3]:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ModelError(
             f"{name!r} gives {got} instead of a feature map (B, K, h, w); choose a convolutional "
             "backbone, such as 'efficientnet_lite0' or 'resnet50'."

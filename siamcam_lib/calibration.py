@@ -39,14 +39,25 @@ def fit_sigmoid(distance: np.ndarray, label: np.ndarray, weight: np.ndarray) -> 
         True
     """
     _require_both(label)
-    spread = float(np.std(distance))
-    if not np.isfinite(spread) or spread == 0:
-        raise TrainingError(
-            "All validation pairs have the same distance: the embeddings have collapsed to one "
-            "point. Train longer, with a smaller learning rate or another loss."
-        )
+    spread = require_spread(distance)
     model = LogisticRegression().fit(distance[:, None] / spread, label, sample_weight=weight)
     return Calibration(float(model.coef_[0, 0]) / spread, float(model.intercept_[0]))
+
+
+def require_spread(distance: np.ndarray) -> float:
+    """Standard deviation of the distances, a positive number.
+
+    Raises:
+        TrainingError: if all distances are equal, or one is not finite.
+    """
+    spread = float(np.std(distance))
+    if not 0 < spread < np.inf:
+        found = "are not finite" if spread else "are all the same: the embeddings have collapsed"
+        raise TrainingError(
+            f"The distances of the validation pairs {found}. Train longer, with a smaller "
+            "learning rate, or with another loss."
+        )
+    return spread
 
 
 def best_threshold(score: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from siamcam_lib import gradcam
+from siamcam_lib.backbones import evaluating
 from siamcam_lib.datasets.images import as_image
 from siamcam_lib.errors import ExplanationError
 from siamcam_lib.files import whole_file
@@ -161,10 +163,15 @@ def explain(
         >>> ex.factual[0].shape == images.image(0).size[::-1]
         True
     """
+    if not isinstance(net, SiameseNet):
+        raise ExplanationError(
+            f"The first argument is the network, a SiameseNet, not {type(net).__name__}; "
+            "SiameseNet.load(path) reads one from a file."
+        )
     for name, value, known in (("method", method, METHODS), ("polarity", polarity, POLARITIES)):
         if value not in known:
             raise ExplanationError(f"No {name} is called {value!r}; known are {', '.join(known)}.")
-    if threshold is not None and not 0 < threshold < 1:
+    if threshold is not None and not (isinstance(threshold, Real) and 0 < threshold < 1):
         raise ExplanationError(
             f"A threshold lies strictly between 0 and 1, not at {threshold!r}; it is compared "
             "with the dissimilarity."
@@ -184,7 +191,8 @@ def explain(
 def _is_batch(value: Any) -> bool:
     if isinstance(value, Tensor | np.ndarray):
         return value.ndim == 4
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    one = str | bytes | bytearray | memoryview
+    return isinstance(value, Sequence) and not isinstance(value, one)
 
 
 def _explain_pairs(
@@ -194,19 +202,26 @@ def _explain_pairs(
     polarity: str,
     threshold: float,
 ) -> list[Explanation]:
-    training = net.training
-    net.eval()
-    try:
-        with torch.inference_mode():
-            batch = net.to_tensor([*lefts, *rights]).to(net.device)  # (2B, 3, S, S)
-            seen = gradcam.project(net, net.feature_maps(batch))
-            half = len(lefts)
-            first = gradcam.Projected(seen.maps[:half], seen.embedding[:half])
-            second = gradcam.Projected(seen.maps[half:], seen.embedding[half:])
-            scores = net.dissimilarity(gradcam.distance(net, first, second)).cpu()
-            raws = [maps.float().cpu() for maps in gradcam.pair_maps(net, first, second)]
-    finally:
-        net.train(training)
+    # The same picture twice is looked at once: it costs less, and rounding, which depends on the
+    # place in a batch, cannot pass for a difference.
+    places: dict[tuple, int] = {}
+    keys = [(image.size, image.tobytes()) for image in (*lefts, *rights)]
+    where = torch.tensor([places.setdefault(key, len(places)) for key in keys])
+    distinct = [Image.frombytes("RGB", *key) for key in places]
+    with evaluating(net), torch.inference_mode():
+        batch = net.to_tensor(distinct).to(net.device)  # (at most 2B, 3, S, S)
+        seen = gradcam.project(net, net.feature_maps(batch))
+        first, second = (
+            gradcam.Projected(seen.maps[half], seen.embedding[half])
+            for half in where.to(net.device).chunk(2)
+        )
+        scores = net.dissimilarity(gradcam.distance(net, first, second)).cpu()
+        raws = [maps.float().cpu() for maps in gradcam.pair_maps(net, first, second)]
+    if not torch.isfinite(scores).all():
+        raise ExplanationError(
+            "The network gives no finite dissimilarity; its weights are damaged. Load or train "
+            "it again."
+        )
     found = []
     for left, right, y, raw_a, raw_b in zip(lefts, rights, scores.tolist(), *raws, strict=True):
         full = [stretch(raw, image) for raw, image in ((raw_a, left), (raw_b, right))]

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from siamcam_lib.backbones import evaluating
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.model import SiameseNet
@@ -92,20 +93,15 @@ def pooled_features(
     loader = DataLoader(
         _Pictures(images, [(i, view) for _, i in missing], net.image_size), batch_size=batch_size
     )
-    training = net.training
-    net.eval()
     bar = tqdm(total=len(missing), desc=f"features of {images.name}", unit="image",
                disable=not (progress and missing), leave=False)
-    try:
-        with torch.inference_mode(), bar:
-            for start, batch in enumerate(loader):
-                maps = net.feature_maps(batch.to(net.device).float() / 255)
-                rows = maps.mean(dim=(2, 3)).float().cpu().numpy()
-                slots = missing[start * batch_size : start * batch_size + len(rows)]
-                fresh = {key: row for (key, _), row in zip(slots, rows, strict=True)}
-                cache.put(fresh)
-                known.update(fresh)
-                bar.update(len(rows))
-    finally:
-        net.train(training)
+    with evaluating(net), torch.inference_mode(), bar:
+        for start, batch in enumerate(loader):
+            maps = net.feature_maps(batch.to(net.device).float() / 255)
+            rows = maps.mean(dim=(2, 3)).float().cpu().numpy()
+            slots = missing[start * batch_size : start * batch_size + len(rows)]
+            fresh = {key: row for (key, _), row in zip(slots, rows, strict=True)}
+            cache.put(fresh)
+            known.update(fresh)
+            bar.update(len(rows))
     return torch.from_numpy(np.stack([known[key] for key in keys]))

@@ -73,6 +73,7 @@ def distance(net: SiameseNet, a: Projected, b: Projected) -> Tensor:
     return net.distance(unit(a.embedding, dim=-1), unit(b.embedding, dim=-1))
 
 
+@torch.no_grad()
 def slope(net: SiameseNet, d: Tensor) -> Tensor:
     """Slope of the sigmoid at distance d, s = w_y · y (1 − y), (B,) float64.
 
@@ -105,11 +106,12 @@ def approach(net: SiameseNet, e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
     u1, u2 = e1 / n1, e2 / n2
     step = u2 - u1
     d = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
-    # û₂ − cos û₁ = (û₂ − û₁) + (1 − cos) û₁ with 1 − cos = d²/2: nothing cancels as d → 0.
-    gap = d.square() / 2
-    return (step + gap * u1) / _nonzero(d * n1), (gap * u2 - step) / _nonzero(d * n2)
+    # û₂ − cos û₁ is the part of û₂ − û₁ across û₁; taken so, nothing cancels as d → 0.
+    across1, across2 = (step - u * (u * step).sum(dim=-1, keepdim=True) for u in (u1, u2))
+    return across1 / _nonzero(d * n1), -across2 / _nonzero(d * n2)
 
 
+@torch.no_grad()
 def pair_maps(net: SiameseNet, a: Projected, b: Projected) -> tuple[Tensor, Tensor]:
     r"""Signed Grad-CAM maps of the similarity 1 − y, for both images of each pair.
 

@@ -69,7 +69,7 @@ class SiameseNet(nn.Module):
             if not isinstance(value, int) or value < 1:
                 raise ModelError(f"{name} must be a positive whole number, not {value!r}.")
         if isinstance(backbone, nn.Module):
-            found = backbones.Backbone(backbone, backbones._channels("backbone", backbone))
+            found = backbones.Backbone(backbone, backbones.channels("backbone", backbone))
         else:
             found = backbones.create(backbone, pretrained)
         self.config = {
@@ -163,11 +163,18 @@ class SiameseNet(nn.Module):
         return self.dissimilarity(self.distance(e1, e2))
 
     def save(self, path: str | Path) -> None:
-        """Write configuration and weights as one safetensors file, whole or not at all."""
+        """Write configuration and weights as one safetensors file, whole or not at all.
+
+        Raises:
+            ModelError: if the file cannot be written.
+        """
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         metadata = {"format": FORMAT, "config": json.dumps(self.config)}
-        with whole_file(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        try:
+            with whole_file(path) as temporary:
+                save_file(tensors, temporary, metadata=metadata)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path} cannot be written ({error}); choose another.") from error
 
     @classmethod
     def load(cls, path: str | Path, backbone: nn.Module | None = None) -> SiameseNet:
@@ -199,6 +206,7 @@ class SiameseNet(nn.Module):
                 f"{first} (file: {given.get(first)}, network: {expected.get(first)}). Load it "
                 "with the architecture it was saved from."
             )
+        net.threshold = float(tensors["_threshold"])  # refuses what is no threshold
         net.load_state_dict(tensors)
         return net.eval()
 
@@ -220,8 +228,14 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
         if metadata["format"] != FORMAT:
             raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
         config = json.loads(metadata["config"])
-        if set(config) != {"backbone", "embed_dim", "normalize", "image_size"}:
-            raise ValueError(f"configuration {sorted(config)}")
+        settings = {"backbone", "embed_dim", "normalize", "image_size"}
+        if not isinstance(config, dict) or set(config) != settings:
+            raise ValueError(f"configuration {config}")
+        if not isinstance(config["backbone"], str):
+            raise ValueError(f"backbone {config['backbone']!r}")
+        if tensors["projection.bias"].shape != (config["embed_dim"],):
+            # before the network is built: a made-up size could ask for any amount of memory
+            raise ValueError(f"embed_dim {config['embed_dim']!r} is not that of its tensors")
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path} holds tensors, but was not written by SiameseNet.save ({error})."

@@ -9,8 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
+import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +29,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from siamcam_lib.augmentation import AugmentedImages, Batches, default_augmentation
-from siamcam_lib.calibration import best_threshold, fit_sigmoid
+from siamcam_lib.backbones import evaluating
+from siamcam_lib.cache import FeatureCache
+from siamcam_lib.calibration import best_threshold, fit_sigmoid, require_spread
 from siamcam_lib.errors import TrainingError
-from siamcam_lib.features import VIEWS, FeatureCache, pooled_features
+from siamcam_lib.features import VIEWS, backbone_digest, pooled_features
 from siamcam_lib.files import whole_file
 from siamcam_lib.losses import Objective, objective
 from siamcam_lib.model import SiameseNet
@@ -144,40 +150,62 @@ def fit(
             f"The loss {goal.name!r} is meant for {need} embeddings; build the network with "
             f"SiameseNet(..., normalize={goal.unit_length})."
         )
+    if threshold is not None and not 0 < threshold < 1:
+        raise TrainingError(f"A threshold lies strictly between 0 and 1, not at {threshold!r}.")
     check_split(split)
     recipe = recipe or (FINETUNE if finetune else FROZEN)
-    _restart_head(net, seed)
-    net.requires_grad_(True)
-    net.backbone.requires_grad_(finetune)
-    stage = _finetuning if finetune else _frozen
-    train, val, embed = stage(net, split, recipe, augmentation, cache, progress)
-    task = _Task(net, goal, recipe, split, train, val, embed, finetune, seed)
     record = {
         "seed": seed, "loss": goal.name, "finetune": finetune, "recipe": recipe.__dict__,
-        "config": net.config, "train": split.train.fingerprint(), "val": split.val.fingerprint(),
+        "config": net.config, "backbone": backbone_digest(net),
+        "train": split.train.fingerprint(), "val": split.val.fingerprint(),
     }  # fmt: skip
-    resumed_at = _run(task, record, folder, progress)
-    net.load_state_dict(task.best_state, strict=False)
-    net.requires_grad_(False).eval()
-    distances, label, weight = task.validation_distances()
-    if goal.calibrated:
-        fitted = fit_sigmoid(distances, label, weight)
-        net.output.weight.fill_(fitted.slope)
-        net.output.bias.fill_(fitted.offset)
-    with torch.inference_mode():
-        score = net.dissimilarity(torch.from_numpy(distances).float().to(net.device))
-    net.threshold = threshold or best_threshold(score.double().cpu().numpy(), label, weight)
+    with _as_it_was_on_failure(net), torch.random.fork_rng(devices=[]):
+        _restart_head(net, seed)
+        net.train().requires_grad_(True)
+        net.backbone.requires_grad_(finetune)
+        stage = _finetuning if finetune else _frozen
+        train, val, embed = stage(net, split, recipe, augmentation, cache, progress)
+        task = _Task(net, goal, recipe, split, train, val, embed, finetune, seed)
+        resumed_at = _run(task, record, folder, progress)
+        net.load_state_dict(task.best_state, strict=False)
+        net.requires_grad_(False).eval()
+        distances, label, weight = task.validation_distances()
+        require_spread(distances)
+        if goal.calibrated:
+            fitted = fit_sigmoid(distances, label, weight)
+            net.output.weight.fill_(fitted.slope)
+            net.output.bias.fill_(fitted.offset)
+        with torch.inference_mode():
+            score = net.dissimilarity(torch.from_numpy(distances).float().to(net.device))
+        score = score.double().cpu().numpy()
+        net.threshold = threshold or best_threshold(score, label, weight)
     return Fit(
         tuple(task.history), task.best_epoch, net.threshold, time.perf_counter() - start,
         goal.name, finetune, seed, resumed_at,
     )  # fmt: skip
 
 
+@contextmanager
+def _as_it_was_on_failure(net: SiameseNet) -> Iterator[None]:
+    """Whatever goes wrong inside, the network keeps the weights and settings it came with."""
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    modes = [(module, module.training) for module in net.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
+    try:
+        yield
+    except BaseException:
+        net.load_state_dict(state)
+        for module, mode in modes:
+            module.training = mode
+        for parameter, requires in wanted:
+            parameter.requires_grad_(requires)
+        raise
+
+
 def _restart_head(net: SiameseNet, seed: int) -> None:
     """Draw projection and output afresh, so that a fit depends on its seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net.projection.reset_parameters()
+    torch.manual_seed(seed)
+    net.projection.reset_parameters()
     torch.nn.init.ones_(net.output.weight)
     torch.nn.init.zeros_(net.output.bias)
 
@@ -309,13 +337,15 @@ class _Task(L.LightningModule):
     def validation_distances(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Distance, label and weight of every ordered validation pair."""
         net = self._net[0]
-        training = net.training
-        net.eval()
-        with torch.inference_mode():
+        with evaluating(net), torch.inference_mode():
             parts = [self.embed(part.to(net.device)).float() for part in self.val_data.split(64)]
-        net.train(training)
         e = torch.cat(parts)
         distances = torch.cdist(e, e, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
+        if not np.isfinite(distances).all():
+            raise TrainingError(
+                f"The embeddings are no longer finite at step {self.global_step}; lower the "
+                "learning rate (Recipe.learning_rate, Recipe.backbone_rate)."
+            )
         return distances[self.pairs.a, self.pairs.b].astype(float), self.pairs.label, self.weight
 
     def on_save_checkpoint(self, checkpoint):
@@ -380,7 +410,13 @@ def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
         )
-        trainer.fit(task, ckpt_path=resume)
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(task, ckpt_path=resume)
+        except SystemExit as ended:  # Lightning's answer to Ctrl-C, which it then ignores for good
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from ended
     return resumed_at
 
 
@@ -391,8 +427,6 @@ def _read_checkpoint(path: Path) -> dict:
         if {"history", "best_state", "finished"} <= set(kept["siamcam"]):
             return kept
         raise KeyError("siamcam")
-    except OSError:
-        raise
     except Exception as error:  # torch.load raises whatever it stumbles over
         raise TrainingError(
             f"The checkpoint {path} is damaged or not of this library "
@@ -404,14 +438,16 @@ def _claim(folder: Path, record: dict) -> Path | None:
     """Make `folder` this training's own; return its last checkpoint, if it has one."""
     sheet, last = folder / "training.json", folder / "last.ckpt"
     text = json.dumps(record, indent=1, sort_keys=True)
-    if sheet.exists() and sheet.read_text() != text:
+    if sheet.exists() and sheet.read_bytes() != text.encode():
         raise TrainingError(
             f"{folder} holds another training (other data, seed, loss or recipe: see {sheet}); "
             "give a folder of its own to each, or delete it."
         )
     try:
+        for left in folder.glob(".*.part"):  # by a write that was killed
+            left.unlink()
         with whole_file(sheet) as temporary:
-            temporary.write_text(text)
+            temporary.write_bytes(text.encode())
     except OSError as error:
         raise TrainingError(f"{folder} cannot be written ({error}); choose another.") from error
     return last if last.exists() else None

@@ -78,7 +78,7 @@ def _hashes(images: ImageSet, digests: list[str], cache: FeatureCache) -> np.nda
     if fresh:
         cache.put(fresh)
     known.update(fresh)
-    bits = np.stack([known[key] for key in keys]).astype(bool)
+    bits = np.array([known[key] for key in keys]).reshape(-1, 64).astype(bool)
     return np.packbits(bits, axis=1).view(np.uint64).ravel()
 
 

@@ -143,12 +143,14 @@ class TestByName:
         assert maps.shape[3] > maps.shape[2]
         assert channels in (None, found.channels)
 
-    @pytest.mark.xfail(strict=True, reason="cut only at an AdaptiveAvgPool2d, which these lack")
     @pytest.mark.parametrize(
         ("name", "channels"), [("shufflenet_v2_x0_5", 1024), ("mnasnet0_5", 1280)]
     )
     def test_torchvisions_networks_that_average_without_a_module(self, name, channels):
         assert backbones.create(name, pretrained=False).channels == channels
+
+    def test_an_average_within_a_block_is_not_the_end(self):
+        assert backbones.create("regnet_y_400mf", pretrained=False).channels == 440
 
     def test_timm_is_asked_for_its_own_version_of_a_name(self):
         assert isinstance(backbones.create("resnet18", pretrained=False).module, nn.Sequential)
@@ -244,10 +246,6 @@ class TestRefused:
         with pytest.raises(ModelError, match=r"gives \(1, 37, 128\) instead of a feature map"):
             backbones.create("xcit_nano_12_p16_224", pretrained=False)
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="a 4-d output with channels last, (B, h, w, K), is taken for a map of h channels",
-    )
     def test_channels_last_is_no_feature_map(self):
         with pytest.raises(ModelError, match="feature map"):
             backbones.create("swin_t", pretrained=False)

@@ -666,10 +666,6 @@ def test_one_embedding_of_zero_plain():
     assert (closed(net, A1, A2)[1] != 0).any()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="approach: 1 − cos = d²/2 holds for two unit vectors, not where one embedding is zero",
-)
 def test_one_embedding_of_zero_unit_length():
     """ê₁ = 0 leaves d = ‖ê₂‖ = 1 whatever e₂ is: no gradient, so both maps are blank."""
     net = small_net(1, normalize=True)
@@ -680,7 +676,6 @@ def test_one_embedding_of_zero_unit_length():
         assert float(M.abs().max()) < 1e-15
 
 
-@pytest.mark.xfail(strict=True, reason="approach: d²/2 and û₂ − û₁ round differently")
 def test_one_unit_on_unit_length():
     """ê₁ = (0, 1, 0, …) stays where it is however long e₁ is: its map is blank, and exactly so."""
     net = small_net(1, normalize=True, dtype=torch.float32)
@@ -691,7 +686,6 @@ def test_one_unit_on_unit_length():
     assert (v1[:, 1] == 0).all()
 
 
-@pytest.mark.xfail(strict=True, reason="slope keeps the graph of the output's weight and bias")
 def test_maps_of_an_untrained_network_carry_no_graph():
     """`fit` freezes the weights; before it, maps could not be turned into arrays."""
     net = small_net()
