@@ -158,7 +158,7 @@ def explain(
 
     Example:
         >>> import siamcam_lib as sc
-        >>> images = sc.datasets.load("scenes/flowers", n=5)
+        >>> images = sc.datasets.load("scenes/flowers", n=10)
         >>> ex = explain(sc.SiameseNet(image_size=96), images.image(0), images.image(1))
         >>> ex.factual[0].shape == images.image(0).size[::-1]
         True

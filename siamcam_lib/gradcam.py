@@ -108,7 +108,9 @@ def approach(net: SiameseNet, e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
     d = torch.linalg.vector_norm(step, dim=-1, keepdim=True)
     # û₂ − cos û₁ is the part of û₂ − û₁ across û₁; taken so, nothing cancels as d → 0.
     across1, across2 = (step - u * (u * step).sum(dim=-1, keepdim=True) for u in (u1, u2))
-    return across1 / _nonzero(d * n1), -across2 / _nonzero(d * n2)
+    # Beside an embedding of zero d is 1 whatever the other is: there is no way to go.
+    both = e1.any(dim=-1, keepdim=True) & e2.any(dim=-1, keepdim=True)
+    return both * across1 / _nonzero(d * n1), both * -across2 / _nonzero(d * n2)
 
 
 @torch.no_grad()

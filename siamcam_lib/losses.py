@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor
+from torch.nn.functional import pdist  # distances in the order of `batch_pairs`
 
 from siamcam_lib.errors import TrainingError
 from siamcam_lib.model import SiameseNet
@@ -69,8 +70,8 @@ def balanced_mean(values: Tensor, label: Tensor) -> Tensor:
 def hardest(values: Tensor, label: Tensor, fraction: float) -> Tensor:
     """Indices of the `fraction` of pairs with the largest loss, on each side of the label.
 
-    Online mining with a rising difficulty (after SimNet, Appalaraju & Chaoji 2017,
-    arXiv:1709.08761): `fraction` starts at 1 and falls while training goes on.
+    Online mining with a rising difficulty: `fraction` starts at 1 and falls while training goes
+    on. A simple form of the idea of SimNet (Appalaraju & Chaoji 2017, arXiv:1709.08761).
     """
     chosen = []
     for side in (0, 1):
@@ -112,13 +113,13 @@ def _margin_random(net: SiameseNet, e: Tensor, labels: Tensor, progress: float) 
 
 
 def _margin_all(net: SiameseNet, e: Tensor, labels: Tensor, progress: float) -> Tensor:
-    i, j, label = batch_pairs(labels)
-    return balanced_mean(contrastive(net.distance(e[i], e[j]), label), label)
+    label = batch_pairs(labels)[2]
+    return balanced_mean(contrastive(pdist(e), label), label)
 
 
 def _margin_mined(net: SiameseNet, e: Tensor, labels: Tensor, progress: float) -> Tensor:
-    i, j, label = batch_pairs(labels)
-    values = contrastive(net.distance(e[i], e[j]), label)
+    label = batch_pairs(labels)[2]
+    values = contrastive(pdist(e), label)
     chosen = hardest(values, label, fraction=1 - 0.75 * progress)
     return balanced_mean(values[chosen], label[chosen])
 
@@ -140,12 +141,14 @@ OBJECTIVES = {
 }
 
 
-def objective(name: str) -> Objective:
-    """The objective called `name`.
+def objective(name: str | Objective) -> Objective:
+    """The objective called `name`; one of your own is given back as it is.
 
     Raises:
         TrainingError: if there is none; the message lists those known.
     """
+    if isinstance(name, Objective):
+        return name
     if name not in OBJECTIVES:
         raise TrainingError(f"No loss is called {name!r}; known are {', '.join(OBJECTIVES)}.")
     return OBJECTIVES[name]

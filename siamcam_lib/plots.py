@@ -115,7 +115,7 @@ def scores(report: Report, axis: Axes | None = None) -> Axes:
         )  # fmt: skip
     axis.axvline(report.threshold, color=NEUTRAL, linestyle="--")
     axis.annotate(
-        f" threshold {report.threshold:.2f}", (report.threshold, 0.98),
+        f" threshold {report.threshold:.2f}", (report.threshold, 0.86),
         xycoords=("data", "axes fraction"), va="top", color=NEUTRAL, fontsize=9,
     )  # fmt: skip
     axis.set(xlabel="dissimilarity y", ylabel="pairs", xlim=(0, 1))
@@ -133,9 +133,11 @@ def history(fit: Fit) -> Figure:
     right.plot(epochs, auc, color=NEUTRAL)
     kept = next(k for k, entry in enumerate(fit.history) if entry["epoch"] == fit.best_epoch)
     right.plot(epochs[kept], auc[kept], "o", color=SIMILAR)
+    early = kept < len(epochs) / 2
     right.annotate(
-        f"kept: {auc[kept]:.3f}", (epochs[kept], auc[kept]), (0, -8),
-        textcoords="offset points", ha="right", va="top", color=SIMILAR, fontsize=9,
+        f"kept: {auc[kept]:.3f}", (epochs[kept], auc[kept]), (8 if early else 0, -8),
+        textcoords="offset points", ha="left" if early else "right", va="top",
+        color=SIMILAR, fontsize=9,
     )  # fmt: skip
     right.set(xlabel="epoch", ylabel="validation AUC")
     return figure
@@ -167,7 +169,11 @@ def explanation(ex: Explanation, *, shared_scale: bool = True) -> Figure:
         shared_scale: One colour scale for all four maps, so that strengths can be compared;
             otherwise each map is as bright as its own maximum.
     """
-    figure, axes = plt.subplots(2, 3, figsize=(WIDTH, WIDTH * 0.68), squeeze=False)
+    heights = [image.height / image.width for image in ex.images]
+    figure, axes = plt.subplots(
+        2, 3, figsize=(WIDTH, WIDTH / 3 * sum(heights) + 0.6),
+        squeeze=False, gridspec_kw={"height_ratios": heights},
+    )  # fmt: skip
     kinds = (("factual", ex.factual), ("counterfactual", ex.counterfactual))
     top = max(float(m.max()) for _, maps in kinds for m in maps)
     for row, (name, image) in enumerate(zip("AB", ex.images, strict=True)):

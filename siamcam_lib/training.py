@@ -50,7 +50,10 @@ class Recipe:
         learning_rate: Highest rate of projection and output; one cycle of AdamW.
         backbone_rate: The same for the backbone, where it is trained.
         steps: Batches an epoch; None for one pass over the images.
-        patience: Epochs without a better validation AUC after which training stops.
+        patience: Epochs without a better validation AUC after which training stops early and the
+            best epoch's weights are kept. None trains to the end of the one-cycle schedule and
+            keeps the last weights: there the rate has come down, and choosing the best of many
+            epochs on a small validation part picks by luck.
         dropout: Share of pooled features set to zero in training (frozen mode).
         crop_size: Side of the training crops in pixels (fine-tuning mode).
     """
@@ -61,12 +64,12 @@ class Recipe:
     backbone_rate: float = 3e-4
     weight_decay: float = 1e-2
     steps: int | None = None
-    patience: int = 15
+    patience: int | None = None
     dropout: float = 0.5
     crop_size: int = 192
 
 
-FROZEN = Recipe(epochs=60, batch_size=256, steps=10, patience=30)
+FROZEN = Recipe(epochs=30, batch_size=256, steps=10)
 FINETUNE = Recipe(epochs=8, batch_size=64)
 
 
@@ -97,7 +100,7 @@ def fit(
     split: Split,
     seed: int = 0,
     *,
-    loss: str | None = None,
+    loss: str | Objective | None = None,
     finetune: bool = False,
     recipe: Recipe | None = None,
     threshold: float | None = None,
@@ -110,16 +113,17 @@ def fit(
 
     Frozen mode (the default) trains projection and output on cached features of the pictures and
     of their mirror images: seconds on two cores. Fine-tuning trains everything on augmented
-    pictures. Either way the weights of the epoch with the best validation AUC are kept, the
-    sigmoid is fitted to validation distances (`fit_sigmoid`) and the threshold is chosen on
-    validation pairs (`best_threshold`).
+    pictures. Either way the last weights are kept or, with `Recipe.patience`, those of the epoch
+    with the best validation AUC; then the sigmoid is fitted to validation distances
+    (`fit_sigmoid`) and the threshold is chosen on validation pairs (`best_threshold`).
 
     Args:
         net: Changed in place and left in evaluation mode.
         split: From `sc.pairs.split`.
         seed: Fixes the projection's start, the batches, the augmentation and the dropout.
-        loss: A name in `siamcam_lib.losses.OBJECTIVES`; by default ``"supervised_contrastive"``
-            where embeddings have unit length and ``"margin_all_pairs"`` where they do not.
+        loss: A name in `siamcam_lib.losses.OBJECTIVES`, or an `Objective`; by default
+            ``"supervised_contrastive"`` where embeddings have unit length and
+            ``"margin_all_pairs"`` where they do not.
         finetune: Train the backbone too.
         recipe: By default `FROZEN` or `FINETUNE`.
         threshold: Use this one instead of choosing it (the paper's 0.5, say).
@@ -166,7 +170,9 @@ def fit(
         stage = _finetuning if finetune else _frozen
         train, val, embed = stage(net, split, recipe, augmentation, cache, progress)
         task = _Task(net, goal, recipe, split, train, val, embed, finetune, seed)
+        device = net.device
         resumed_at = _run(task, record, folder, progress)
+        net.to(device)  # the trainer may have moved what it trained
         net.load_state_dict(task.best_state, strict=False)
         net.requires_grad_(False).eval()
         distances, label, weight = task.validation_distances()
@@ -325,7 +331,8 @@ class _Task(L.LightningModule):
         }  # fmt: skip
         self._clock, self._losses = now, []
         self.history.append(entry)
-        if auc >= self.best_auc:  # of equals the later one, trained longer
+        # Of equals the later one, trained longer.
+        if self.recipe.patience is None or auc >= self.best_auc:
             self.best_epoch, self.best_auc = self.current_epoch, auc
             state = self._net[0].state_dict()
             kept = state if self.trained is self._net[0] else (
@@ -374,9 +381,9 @@ class _WholeCheckpoints(TorchCheckpointIO):
 
 def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -> int:
     """Train; return the epoch at which an interrupted training was taken up, or 0."""
-    callbacks: list[L.Callback] = [
-        EarlyStopping("val_auc", mode="max", patience=task.recipe.patience)
-    ]
+    callbacks: list[L.Callback] = []
+    if task.recipe.patience is not None:
+        callbacks.append(EarlyStopping("val_auc", mode="max", patience=task.recipe.patience))
     resume, resumed_at = None, 0
     if folder is not None:
         folder = Path(folder)

@@ -676,6 +676,12 @@ def test_one_embedding_of_zero_unit_length():
         assert float(M.abs().max()) < 1e-15
 
 
+def test_one_embedding_of_zero_unit_length_is_blank_in_float32():
+    e2 = torch.rand(50, 8, generator=torch.Generator().manual_seed(0))
+    for v in gradcam.approach(small_net(dtype=torch.float32), torch.zeros(50, 8), e2):
+        assert (v == 0).all()
+
+
 def test_one_unit_on_unit_length():
     """ê₁ = (0, 1, 0, …) stays where it is however long e₁ is: its map is blank, and exactly so."""
     net = small_net(1, normalize=True, dtype=torch.float32)

@@ -254,7 +254,7 @@ class TestFiles:
             raise OSError("no space left on device")
 
         monkeypatch.setattr(module_under_test, "save_file", cut)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(ModelError, match="cannot be written"):
             named.save(path)
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]
