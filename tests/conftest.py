@@ -6,6 +6,7 @@ the executed notebooks, and the tests of the site render these very notebooks.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,24 +52,27 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="session", params=KINDS)
-def executed(request: pytest.FixtureRequest) -> Iterator[Executed]:
+def executed(request: pytest.FixtureRequest) -> Executed:
     """All chapters, executed once on scenes and, where they are present, on photographs."""
-    kind = request.param
-    if kind == "real":
+    if request.param == "real":
         _data_root()
-    stage = ROOT / "_build" / "test" / kind / "stage"
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():  # minutes pass: show each chapter as it ends
-        print(f"\nrunning the chapters on {kind}")
-        try:
-            runs = run_chapters(ROOT, stage, data=kind, profile="quick", seed=0)
-        except BookError as error:
-            failure = str(error)
-        else:
-            failure = ""
-    if failure:
-        pytest.fail(failure, pytrace=False)
-    yield Executed(kind, stage, runs)
+        done = _execute(request.param)
+    if isinstance(done, str):
+        pytest.fail(done, pytrace=False)
+    return done
+
+
+@functools.cache  # pytest may set a fixture up again when it reorders tests by their parameters
+def _execute(kind: str) -> Executed | str:
+    """The chapters after their run on this kind of data, or what went wrong."""
+    print(f"\nrunning the chapters on {kind}")
+    stage = ROOT / "_build" / "test" / kind / "stage"
+    try:
+        return Executed(kind, stage, run_chapters(ROOT, stage, data=kind, profile="quick", seed=0))
+    except BookError as error:
+        return str(error)
 
 
 @pytest.hookimpl(wrapper=True)

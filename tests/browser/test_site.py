@@ -104,12 +104,16 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def site(browser, executed, request) -> Path:
     """The site made of the chapters that were executed for this session."""
-    out = executed.stage.parent / "html"
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        print(f"\nrendering the book on {executed.kind}")
-        build(ROOT, executed.stage, out)
-    return out
+        return _render(executed.kind, executed.stage)
+
+
+@functools.cache  # pytest may set a fixture up again when it reorders tests by their parameters
+def _render(kind: str, stage: Path) -> Path:
+    print(f"\nrendering the book on {kind}")
+    build(ROOT, stage, stage.parent / "html")
+    return stage.parent / "html"
 
 
 def visit(page: Page, url: str, base: str, pictures: Path | None) -> Visit:
