@@ -79,11 +79,11 @@ def pooled_features(
     Example:
         >>> import siamcam_lib as sc, tempfile
         >>> from pathlib import Path
-        >>> images = sc.datasets.load("scenes/flowers", n=4)
+        >>> images = sc.datasets.load("scenes/flowers", n=10)
         >>> net = SiameseNet("resnet18", pretrained=False, image_size=64)
         >>> cache = FeatureCache(Path(tempfile.mkdtemp()) / "f.sqlite")
         >>> pooled_features(net, images, cache=cache, progress=False).shape
-        torch.Size([4, 512])
+        torch.Size([10, 512])
     """
     cache = cache or FeatureCache()
     model = backbone_digest(net)

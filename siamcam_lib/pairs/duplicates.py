@@ -52,7 +52,7 @@ def find_duplicates(
 
     Example:
         >>> import siamcam_lib as sc
-        >>> find_duplicates(sc.datasets.load("scenes/flowers", n=6)).exact.shape
+        >>> find_duplicates(sc.datasets.load("scenes/flowers", n=10)).exact.shape
         (0, 2)
     """
     digests = [images.digest(i) for i in range(len(images))]

@@ -26,7 +26,7 @@ class Split:
     Example:
         >>> import siamcam_lib as sc
         >>> sc.pairs.split(sc.datasets.load("scenes/flowers", n=100), seed=0)
-        Split(train=72, val=8, test=20)
+        Split(train=71, val=9, test=20)
     """
 
     train: ImageSet
@@ -52,7 +52,7 @@ def split(images: ImageSet, seed: int = 0, *, grouped: bool = True) -> Split:
 
     Example:
         >>> import siamcam_lib as sc
-        >>> parts = split(sc.datasets.load("scenes/rooms", n=60), seed=1)
+        >>> parts = split(sc.datasets.load("scenes/rooms", n=200), seed=1)
         >>> set(parts.train.groups) & set(parts.test.groups)
         set()
     """
