@@ -337,7 +337,7 @@ def test_a_server_that_never_ends_is_left(server, home, monkeypatch):
 # --- archives that are not the authors' ---------------------------------------------------------
 
 
-def refused(server: Server, home: Path, payload: bytes, message: str) -> None:
+def check_refused(server: Server, home: Path, payload: bytes, message: str) -> None:
     server.payload = payload
     with pytest.raises(DownloadError, match=message):
         get("flowers", home, server)
@@ -349,33 +349,33 @@ def refused(server: Server, home: Path, payload: bytes, message: str) -> None:
 
 
 def test_page_instead_of_archive(server, home):
-    refused(server, home, b"<html>Please log in</html>" * 50, "cut short or damaged")
+    check_refused(server, home, b"<html>Please log in</html>" * 50, "cut short or damaged")
 
 
 def test_unannounced_cut(server, home):
     server.announce = False
-    refused(server, home, packed()[:-100], "cut short or damaged")
+    check_refused(server, home, packed()[:-100], "cut short or damaged")
 
 
 def test_corrupted_bytes(server, home):
     damaged = bytearray(packed())
     damaged[damaged.index(FILES[FIRST]) + 300] ^= 1
-    refused(server, home, bytes(damaged), f"{re.escape(FIRST)} is damaged in the archive")
+    check_refused(server, home, bytes(damaged), f"{re.escape(FIRST)} is damaged in the archive")
 
 
 def test_altered_file_of_the_same_size(server, home):
     altered = FILES | {FIRST: FILES[FIRST][::-1]}
-    refused(server, home, packed(altered), f"{re.escape(FIRST)} is not the file")
+    check_refused(server, home, packed(altered), f"{re.escape(FIRST)} is not the file")
 
 
 def test_missing_file(server, home):
     files = {p: d for p, d in FILES.items() if p != FIRST}
-    refused(server, home, packed(files), f"lacks 1 of the 10 files .* {re.escape(FIRST)}")
+    check_refused(server, home, packed(files), f"lacks 1 of the 10 files .* {re.escape(FIRST)}")
 
 
 def test_file_of_another_size(server, home):
     bomb = FILES | {FIRST: b"\0" * 10_000_000}
-    refused(server, home, packed(bomb), f"{re.escape(FIRST)} has 10,000,000 bytes")
+    check_refused(server, home, packed(bomb), f"{re.escape(FIRST)} has 10,000,000 bytes")
 
 
 def test_bomb_that_lies_about_its_size(server, home):
@@ -386,7 +386,7 @@ def test_bomb_that_lies_about_its_size(server, home):
     # The size as it stands in the archive's two headers.
     true, lie = (5_000_000).to_bytes(4, "little"), len(FILES[FIRST]).to_bytes(4, "little")
     assert payload.count(true) >= 2
-    refused(server, home, payload.replace(true, lie), re.escape(FIRST))
+    check_refused(server, home, payload.replace(true, lie), re.escape(FIRST))
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_bomb_that_lies_about_its_size(server, home):
 def test_names_that_lead_out_of_the_folder(server, home, name):
     info = zipfile.ZipInfo("x")
     info.filename = name  # past the constructor, which would tidy it
-    refused(server, home, packed(None, (info, b"evil")), "leads out of its folder")
+    check_refused(server, home, packed(None, (info, b"evil")), "leads out of its folder")
     assert not list(home.parent.parent.rglob("evil*"))
 
 
@@ -415,12 +415,12 @@ def test_links_in_the_archive(server, home):
     info = zipfile.ZipInfo(TOP + "Data/Flowers/Daisy/link.jpg")
     info.create_system = 3
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
-    refused(server, home, packed(None, (info, b"/etc/passwd")), "holds the link")
+    check_refused(server, home, packed(None, (info, b"/etc/passwd")), "holds the link")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_two_files_of_one_name(server, home):
-    refused(server, home, packed(None, (TOP + FIRST, b"other")), "twice")
+    check_refused(server, home, packed(None, (TOP + FIRST, b"other")), "twice")
 
 
 def test_encrypted_member(server, home):
@@ -428,7 +428,7 @@ def test_encrypted_member(server, home):
     # Bit 0 of the flags in each central header (PKZIP APPNOTE 4.3.12).
     for at in [m.start() for m in re.finditer(b"PK\x01\x02", payload)]:
         payload[at + 8] |= 1
-    refused(server, home, bytes(payload), "is damaged in the archive")
+    check_refused(server, home, bytes(payload), "is damaged in the archive")
 
 
 def test_kept_archive_that_went_bad_is_fetched_again(server, home):

@@ -267,27 +267,27 @@ class TestFiles:
 
 
 class TestBadFiles:
-    def refused(self, path, expected) -> None:
+    def check_refused(self, path, expected) -> None:
         with pytest.raises(ModelError, match=expected) as told:
             sc.SiameseNet.load(path)
         assert path.name in str(told.value), "the message names the file"
 
     def test_missing(self, tmp_path):
-        self.refused(tmp_path / "none.safetensors", "There is no weights file")
+        self.check_refused(tmp_path / "none.safetensors", "There is no weights file")
 
     def test_a_folder(self, tmp_path):
-        self.refused(tmp_path, "There is no weights file")
+        self.check_refused(tmp_path, "There is no weights file")
 
     @pytest.mark.parametrize(
         "content", [b"", b"\0", b"{}", b"not weights at all " * 50, b"\xff" * 64, b"\x80\x04N."]
     )
     def test_other_bytes(self, tmp_path, content):
         (tmp_path / "f").write_bytes(content)
-        self.refused(tmp_path / "f", "no safetensors file")
+        self.check_refused(tmp_path / "f", "no safetensors file")
 
     def test_a_picture(self, tmp_path):
         Image.new("RGB", (40, 40)).save(tmp_path / "f.png")
-        self.refused(tmp_path / "f.png", "no safetensors file")
+        self.check_refused(tmp_path / "f.png", "no safetensors file")
 
     @pytest.mark.parametrize("keep", [4, 100, 0.5, -1])
     def test_truncated(self, tmp_path, named, keep):
@@ -295,11 +295,11 @@ class TestBadFiles:
         named.save(path)
         whole = path.read_bytes()
         path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
-        self.refused(path, "no safetensors file")
+        self.check_refused(path, "no safetensors file")
 
     def test_a_pickled_state_is_refused_by_name(self, tmp_path, named):
         torch.save(named.state_dict(), tmp_path / "f.pth")
-        self.refused(tmp_path / "f.pth", "pickled checkpoints.*refused")
+        self.check_refused(tmp_path / "f.pth", "pickled checkpoints.*refused")
 
     @pytest.mark.parametrize("archive", [False, True])
     def test_a_pickle_is_never_run(self, tmp_path, archive):
@@ -314,7 +314,7 @@ class TestBadFiles:
             torch.save({"projection.weight": Payload()}, path)
         else:
             path.write_bytes(pickle.dumps(Payload()))
-        self.refused(path, "no safetensors file")
+        self.check_refused(path, "no safetensors file")
         assert not marker.exists()
         if not archive:
             pickle.load(io.BytesIO(path.read_bytes()))
@@ -332,7 +332,7 @@ class TestBadFiles:
     )
     def test_safetensors_of_others(self, tmp_path, metadata):
         save_file({"weight": torch.ones(2)}, tmp_path / "f", metadata=metadata)
-        self.refused(tmp_path / "f", "was not written by SiameseNet.save")
+        self.check_refused(tmp_path / "f", "was not written by SiameseNet.save")
 
     @pytest.mark.parametrize(
         "config",
@@ -340,7 +340,7 @@ class TestBadFiles:
          '["backbone", "embed_dim", "normalize", "image_size", "more"]'],
     )  # fmt: skip
     def test_a_configuration_that_is_none(self, tmp_path, named, config):
-        self.refused(tampered(named, tmp_path / "f", config), "was not written by SiameseNet.save")
+        self.check_refused(tampered(named, tmp_path / "f", config), "was not written by SiameseNet.save")
 
     @pytest.mark.parametrize(
         ("config", "expected"),
@@ -350,7 +350,7 @@ class TestBadFiles:
         ],
     )
     def test_another_architecture(self, tmp_path, named, config, expected):
-        self.refused(tampered(named, tmp_path / "f", config), expected)
+        self.check_refused(tampered(named, tmp_path / "f", config), expected)
 
     @pytest.mark.parametrize(
         ("config", "expected"),
@@ -380,7 +380,7 @@ class TestBadFiles:
 
     def test_a_tensor_too_many_or_of_another_shape(self, tmp_path, named):
         for extra in ({"more": torch.ones(2)}, {"projection.weight": torch.ones(6, 5)}):
-            self.refused(tampered(named, tmp_path / "f", tensors=extra), "1 tensors differ")
+            self.check_refused(tampered(named, tmp_path / "f", tensors=extra), "1 tensors differ")
 
     @pytest.mark.parametrize("value", [7.0, math.nan])
     def test_a_threshold_outside(self, tmp_path, named, value):
