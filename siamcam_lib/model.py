@@ -206,7 +206,6 @@ class SiameseNet(nn.Module):
                 f"{first} (file: {given.get(first)}, network: {expected.get(first)}). Load it "
                 "with the architecture it was saved from."
             )
-        net.threshold = float(tensors["_threshold"])  # refuses what is no threshold
         net.load_state_dict(tensors)
         return net.eval()
 
@@ -236,7 +235,9 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
         if tensors["projection.bias"].shape != (config["embed_dim"],):
             # before the network is built: a made-up size could ask for any amount of memory
             raise ValueError(f"embed_dim {config['embed_dim']!r} is not that of its tensors")
-    except (KeyError, TypeError, ValueError) as error:
+        if not 0 < float(tensors["_threshold"]) < 1:
+            raise ValueError(f"threshold {float(tensors['_threshold'])} is not between 0 and 1")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{path} holds tensors, but was not written by SiameseNet.save ({error})."
         ) from error

@@ -340,7 +340,8 @@ class TestBadFiles:
          '["backbone", "embed_dim", "normalize", "image_size", "more"]'],
     )  # fmt: skip
     def test_a_configuration_that_is_none(self, tmp_path, named, config):
-        self.check_refused(tampered(named, tmp_path / "f", config), "was not written by SiameseNet.save")
+        file = tampered(named, tmp_path / "f", config)
+        self.check_refused(file, "was not written by SiameseNet.save")
 
     @pytest.mark.parametrize(
         ("config", "expected"),
