@@ -14,8 +14,10 @@ Example:
 """
 
 from siamcam_lib import datasets, errors, evaluation, gradcam, losses, pairs, plots
+from siamcam_lib.embedder import Embedder
 from siamcam_lib.evaluation import Report, evaluate
 from siamcam_lib.explain import Explanation, explain
+from siamcam_lib.gallery import Gallery
 from siamcam_lib.model import SiameseNet
 from siamcam_lib.training import FINETUNE, FROZEN, Fit, Recipe, fit
 
@@ -24,8 +26,10 @@ __version__ = "0.1.0"
 __all__ = [
     "FINETUNE",
     "FROZEN",
+    "Embedder",
     "Explanation",
     "Fit",
+    "Gallery",
     "Recipe",
     "Report",
     "SiameseNet",

@@ -49,5 +49,9 @@ class ExplanationError(SiamcamError, ValueError):
     """A pair cannot be explained as asked."""
 
 
+class GalleryError(SiamcamError, ValueError):
+    """A gallery of explanations is damaged, or cannot be made or asked as wanted."""
+
+
 class BookError(SiamcamError, RuntimeError):
     """A chapter failed, or the book could not be built."""

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from numbers import Real
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +20,17 @@ from PIL import Image
 from torch import Tensor
 
 from siamcam_lib import gradcam
-from siamcam_lib.backbones import evaluating
 from siamcam_lib.datasets.images import as_image
+from siamcam_lib.embedder import Compared, Explainable, as_explainable, check_threshold
 from siamcam_lib.errors import ExplanationError
 from siamcam_lib.files import whole_file
-from siamcam_lib.model import SiameseNet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Maps = tuple[np.ndarray, np.ndarray]
-METHODS = ("gradcam",)
+AT_ONCE = 16  # pairs looked at together: two images each, feature maps held in memory
+METHODS = ("gradcam", *gradcam.COMBINATIONS)
 POLARITIES = ("decision", "paper")
 
 
@@ -52,7 +52,7 @@ class Explanation:
             factual is the evidence for dissimilarity, whatever was decided.
     """
 
-    images: tuple[Image.Image, Image.Image]
+    images: Sequence[Image.Image]
     dissimilarity: float
     threshold: float
     raw: Maps
@@ -77,6 +77,20 @@ class Explanation:
         kinds = {"factual": self.factual, "counterfactual": self.counterfactual}
         return {name: (not a.any(), not b.any()) for name, (a, b) in kinds.items()}
 
+    @property
+    def top(self) -> float:
+        """The largest value of all four heatmaps: the end of a colour scale they share."""
+        return max(float(m.max()) for m in (*self.factual, *self.counterfactual))
+
+    def _repr_png_(self) -> bytes:
+        """The figure, wherever a notebook displays the explanation."""
+        import matplotlib.pyplot as plt
+
+        figure, buffer = self.plot(), BytesIO()
+        figure.savefig(buffer, format="png")
+        plt.close(figure)
+        return buffer.getvalue()
+
     def __repr__(self) -> str:
         return (
             f"Explanation({self.decision}: similarity {self.similarity:.3f}, "
@@ -90,27 +104,49 @@ class Explanation:
         return plots.explanation(self, **options)
 
     def save(self, folder: str | Path) -> Path:
-        """Write maps (``maps.npz``), a picture (``explanation.png``) and ``scores.json``.
+        """Write what was found into a folder, which is made where it is missing.
 
-        Each file appears whole or not at all.
+        ``maps.npz`` holds the six arrays, ``explanation.png`` the figure, ``factual_a.png`` and
+        its three kin one heatmap each, laid over its picture at the picture's own size and on
+        one colour scale; ``scores.json`` the rest. Each file appears whole or not at all.
+
+        Raises:
+            ExplanationError: if the folder cannot be written.
         """
         import matplotlib.pyplot as plt
 
+        from siamcam_lib import plots
+
         folder = Path(folder)
-        with whole_file(folder / "maps.npz") as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(
-                file,
-                **{
+        sides = dict(enumerate("ab"))
+        kinds = ("factual", "counterfactual")
+        try:
+            with whole_file(folder / "maps.npz") as temporary, open(temporary, "wb") as file:
+                arrays = {
                     f"{kind}_{side}": getattr(self, kind)[i]
-                    for kind in ("raw", "factual", "counterfactual")
-                    for i, side in enumerate("ab")
-                },
-            )
-        figure = self.plot()
-        with whole_file(folder / "explanation.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=150)
-        plt.close(figure)
-        record = {
+                    for kind in ("raw", *kinds)
+                    for i, side in sides.items()
+                }
+                np.savez_compressed(file, **arrays)
+            for kind in kinds:
+                for i, side in sides.items():
+                    with whole_file(folder / f"{kind}_{side}.png") as temporary:
+                        laid = plots.blend(self.images[i], getattr(self, kind)[i], self.top)
+                        laid.save(temporary, format="PNG")
+            figure = self.plot()
+            with whole_file(folder / "explanation.png") as temporary:
+                figure.savefig(temporary, format="png", dpi=150)
+            plt.close(figure)
+            with whole_file(folder / "scores.json") as temporary:
+                temporary.write_text(json.dumps(self._record(), indent=1), encoding="utf-8")
+        except OSError as error:
+            raise ExplanationError(
+                f"The explanation cannot be written to {folder} ({error}); choose another folder."
+            ) from error
+        return folder
+
+    def _record(self) -> dict[str, Any]:
+        return {
             "dissimilarity": self.dissimilarity,
             "similarity": self.similarity,
             "decision": self.decision,
@@ -120,40 +156,46 @@ class Explanation:
             "blank": self.blank,
             "versions": {"siamcam_lib": version("siamcam_lib"), "torch": torch.__version__},
         }
-        with whole_file(folder / "scores.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        return folder
 
 
 def explain(
-    net: SiameseNet,
+    net: Any,
     a: Any,
     b: Any,
     *,
     method: str = "gradcam",
     polarity: str = "decision",
     threshold: float | None = None,
+    layer: str | None = None,
+    **options: Any,
 ) -> Explanation | list[Explanation]:
     """Judge and explain a pair of images, or many pairs at once.
 
     The network is used in evaluation mode and left as it was. Each image goes through the
-    backbone once; nothing is differentiated.
+    backbone once, and the backbone is never differentiated: with a head that pools and projects
+    the maps have a closed form, any other head is differentiated alone.
 
     Args:
-        net: A trained network.
+        net: A trained `SiameseNet`, an `sc.Embedder`, or any other module that maps images
+            (B, 3, H, W) to embeddings (B, E), together with `layer`.
         a: A path, PIL image, array (H, W, 3) or tensor (3, H, W); or a list or tensor
             (B, 3, H, W) of them.
         b: Its partner or partners; sizes may differ.
-        method: One of `METHODS`.
+        method: One of `METHODS`. ``"gradcam"`` differentiates the network's own dissimilarity;
+            the others are those of `gradcam.coefficients`.
         polarity: One of `POLARITIES`; see `Explanation`.
         threshold: Instead of the network's own; in (0, 1).
+        layer: Name of the layer that gives the feature map, for other modules.
+        options: For other modules: ``comparison``, ``image_size``, ``mean``, ``std``; see
+            `sc.Embedder`.
 
     Returns:
         One `Explanation` for one pair, a list for a batch.
 
     Raises:
-        ExplanationError: for an unknown method or polarity, a threshold outside (0, 1), an empty
-            batch or batches of different lengths.
+        ExplanationError: for an unknown method, polarity or layer, a threshold outside (0, 1), an
+            empty batch, batches of different lengths, or a network that gives no feature map or
+            no embedding.
         ImageError: where an input is no image.
 
     Example:
@@ -163,19 +205,9 @@ def explain(
         >>> ex.factual[0].shape == images.image(0).size[::-1]
         True
     """
-    if not isinstance(net, SiameseNet):
-        raise ExplanationError(
-            f"The first argument is the network, a SiameseNet, not {type(net).__name__}; "
-            "SiameseNet.load(path) reads one from a file."
-        )
-    for name, value, known in (("method", method, METHODS), ("polarity", polarity, POLARITIES)):
-        if value not in known:
-            raise ExplanationError(f"No {name} is called {value!r}; known are {', '.join(known)}.")
-    if threshold is not None and not (isinstance(threshold, Real) and 0 < threshold < 1):
-        raise ExplanationError(
-            f"A threshold lies strictly between 0 and 1, not at {threshold!r}; it is compared "
-            "with the dissimilarity."
-        )
+    seeing = as_explainable(net, layer, **options)
+    check_names(method, polarity)
+    threshold = seeing.threshold if threshold is None else check_threshold(threshold)
     single = not _is_batch(a) and not _is_batch(b)
     lefts, rights = ([x] if not _is_batch(x) else list(x) for x in (a, b))
     if len(lefts) != len(rights) or not lefts:
@@ -183,9 +215,19 @@ def explain(
             f"Pairs need as many first as second images, at least one; {len(lefts)} and "
             f"{len(rights)} were given."
         )
-    lefts, rights = [as_image(x) for x in lefts], [as_image(x) for x in rights]
-    found = _explain_pairs(net, lefts, rights, polarity, threshold or net.threshold)
+    found = []
+    for start in range(0, len(lefts), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        images = [as_image(x) for x in (*lefts[part], *rights[part])]
+        found += _explain_pairs(seeing, images, method, polarity, threshold)
     return found[0] if single else found
+
+
+def check_names(method: str, polarity: str = POLARITIES[0]) -> None:
+    """Raise `ExplanationError`, listing those known, if a method or polarity is not."""
+    for name, value, known in (("method", method, METHODS), ("polarity", polarity, POLARITIES)):
+        if value not in known:
+            raise ExplanationError(f"No {name} is called {value!r}; known are {', '.join(known)}.")
 
 
 def _is_batch(value: Any) -> bool:
@@ -196,54 +238,79 @@ def _is_batch(value: Any) -> bool:
 
 
 def _explain_pairs(
-    net: SiameseNet,
-    lefts: list[Image.Image],
-    rights: list[Image.Image],
-    polarity: str,
-    threshold: float,
+    seeing: Explainable, images: list[Image.Image], method: str, polarity: str, threshold: float
 ) -> list[Explanation]:
+    """Explain pairs; `images` are all first and then all second ones."""
     # The same picture twice is looked at once: it costs less, and rounding, which depends on the
     # place in a batch, cannot pass for a difference.
     places: dict[tuple, int] = {}
-    keys = [(image.size, image.tobytes()) for image in (*lefts, *rights)]
-    where = torch.tensor([places.setdefault(key, len(places)) for key in keys])
-    distinct = [Image.frombytes("RGB", *key) for key in places]
-    with evaluating(net), torch.inference_mode():
-        batch = net.to_tensor(distinct).to(net.device)  # (at most 2B, 3, S, S)
-        seen = gradcam.project(net, net.feature_maps(batch))
-        first, second = (
-            gradcam.Projected(seen.maps[half], seen.embedding[half])
-            for half in where.to(net.device).chunk(2)
-        )
-        scores = net.dissimilarity(gradcam.distance(net, first, second)).cpu()
-        raws = [maps.float().cpu() for maps in gradcam.pair_maps(net, first, second)]
-    if not torch.isfinite(scores).all():
+    keys = [(image.size, image.tobytes()) for image in images]
+    first, second = torch.tensor([places.setdefault(key, len(places)) for key in keys]).chunk(2)
+    seen = seeing.see([Image.frombytes("RGB", *key) for key in places])
+    e1, e2 = seen.embedding[first], seen.embedding[second]
+    compared = seeing.compare(e1, e2)
+    if not torch.isfinite(compared.dissimilarity).all():
         raise ExplanationError(
             "The network gives no finite dissimilarity; its weights are damaged. Load or train "
             "it again."
         )
+    v1, v2 = directions(method, compared, e1, e2, seeing.unit)
+    raws = torch.stack([seen.along(first, v1), seen.along(second, v2)], dim=1)  # (B, 2, h, w)
+    lefts, rights = images[: len(first)], images[len(first) :]
+    return [
+        finish(pair, (pair[0].size, pair[1].size), y, threshold, raw, method, polarity)
+        for pair, y, raw in zip(
+            zip(lefts, rights, strict=True), compared.dissimilarity.tolist(), raws, strict=True
+        )
+    ]
+
+
+def directions(
+    method: str, compared: Compared, e1: Tensor, e2: Tensor, unit: bool
+) -> tuple[Tensor, Tensor]:
+    """Along which directions of embedding space the maps of both images run: twice (m, E)."""
+    if method == "gradcam":
+        return compared.v1, compared.v2
     found = []
-    for left, right, y, raw_a, raw_b in zip(lefts, rights, scores.tolist(), *raws, strict=True):
-        full = [stretch(raw, image) for raw, image in ((raw_a, left), (raw_b, right))]
-        for_similar = tuple(np.maximum(m, 0) for m in full)
-        for_dissimilar = tuple(np.maximum(-m, 0) for m in full)
-        swap = polarity == "paper" or y >= threshold
-        factual, counter = (
-            (for_dissimilar, for_similar) if swap else (for_similar, for_dissimilar)
-        )
-        raw = (raw_a.numpy(), raw_b.numpy())
-        found.append(
-            Explanation(
-                (left, right), y, threshold, raw, factual, counter, "gradcam", polarity
-            )
-        )
-    return found
+    for one, partner in ((e1, e2), (e2, e1)):
+        own, other = gradcam.coefficients(method, gradcam.relation(one, partner, unit), unit)
+        found.append(own[:, None] * one + other[:, None] * partner)
+    return found[0], found[1]
 
 
-def stretch(raw: Tensor, image: Image.Image) -> np.ndarray:
-    """A raw map (h, w) at the image's resolution (H, W): bilinear, before any ReLU."""
-    size = (image.height, image.width)
+def finish(
+    images: Sequence[Image.Image],
+    sizes: Sequence[tuple[int, int]],
+    dissimilarity: float,
+    threshold: float,
+    raw: Tensor,
+    method: str,
+    polarity: str,
+) -> Explanation:
+    """The explanation of a pair from its two signed maps (2, h, w).
+
+    Args:
+        images: Both pictures, or whatever gives them when asked for an index.
+        sizes: Width and height of each.
+        dissimilarity: y.
+        threshold: From which y on the pair is judged dissimilar.
+        raw: Positive speaks for similarity.
+        method: How the maps were made.
+        polarity: One of `POLARITIES`.
+    """
+    raw = raw.float()
+    full = [stretch(m, size) for m, size in zip(raw, sizes, strict=True)]
+    for_similar = tuple(np.maximum(m, 0) for m in full)
+    for_dissimilar = tuple(np.maximum(-m, 0) for m in full)
+    swap = polarity == "paper" or dissimilarity >= threshold
+    factual, counter = (for_dissimilar, for_similar) if swap else (for_similar, for_dissimilar)
+    a, b = raw.numpy()
+    return Explanation(images, dissimilarity, threshold, (a, b), factual, counter, method, polarity)
+
+
+def stretch(raw: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """A raw map (h, w) at an image's size (width, height): bilinear, before any ReLU; (H, W)."""
     full = torch.nn.functional.interpolate(
-        raw[None, None], size=size, mode="bilinear", align_corners=False
+        raw[None, None], size=size[::-1], mode="bilinear", align_corners=False
     )
     return full[0, 0].numpy()

@@ -8,6 +8,7 @@ feature map once, :math:`P_i(p) = D_i W A_i(p) / Z`; then every map of a pair is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -75,17 +76,22 @@ def distance(net: SiameseNet, a: Projected, b: Projected) -> Tensor:
 
 @torch.no_grad()
 def slope(net: SiameseNet, d: Tensor) -> Tensor:
-    """Slope of the sigmoid at distance d, s = w_y · y (1 − y), (B,) float64.
+    """Slope of the network's sigmoid at distance d, s = w_y · y (1 − y), (B,) float64."""
+    return sigmoid_slope(d, net.output.weight.item(), net.output.bias.item())
+
+
+def sigmoid_slope(d: Tensor, weight: float, offset: float) -> Tensor:
+    """Slope of σ(weight · d + offset) at d, (B,) float64, never zero where `weight` is not.
 
     Computed from both tails, so that it does not round to zero where y rounds to 1.
     """
-    weight, offset = net.output.weight.double().squeeze(), net.output.bias.double().squeeze()
     z = weight * d.double() + offset
     s = weight * torch.sigmoid(z) * torch.sigmoid(-z)
-    return torch.where(s.abs() < SMALLEST_SLOPE, torch.sign(weight) * SMALLEST_SLOPE, s)
+    least = math.copysign(SMALLEST_SLOPE, weight) if weight else 0.0
+    return torch.where(s.abs() < SMALLEST_SLOPE, least, s)
 
 
-def approach(net: SiameseNet, e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
+def approach(e1: Tensor, e2: Tensor, *, unit: bool = False) -> tuple[Tensor, Tensor]:
     r"""Gradients of :math:`-d` with respect to both embeddings: the way that brings them together.
 
     Plain embeddings: :math:`v_1 = (e_2 - e_1)/d`. Unit length, with
@@ -94,11 +100,16 @@ def approach(net: SiameseNet, e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
     no way to go, and both are zero.
 
     Args:
-        net: Says whether embeddings are scaled to unit length.
         e1: (B, E), before scaling.
         e2: (B, E), before scaling.
+        unit: Whether the distance is that of the embeddings scaled to unit length.
+
+    Example:
+        >>> v1, v2 = approach(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 5.0]]))
+        >>> v1.tolist(), v2.tolist()
+        ([[0.0, 1.0]], [[-0.0, -1.0]])
     """
-    if not net.normalize:
+    if not unit:
         step = e2 - e1
         v1 = step / _nonzero(torch.linalg.vector_norm(step, dim=-1, keepdim=True))
         return v1, -v1
@@ -111,6 +122,88 @@ def approach(net: SiameseNet, e1: Tensor, e2: Tensor) -> tuple[Tensor, Tensor]:
     # Beside an embedding of zero d is 1 whatever the other is: there is no way to go.
     both = e1.any(dim=-1, keepdim=True) & e2.any(dim=-1, keepdim=True)
     return both * across1 / _nonzero(d * n1), both * -across2 / _nonzero(d * n2)
+
+
+COMBINATIONS = ("shared", "self", "cosine", "distance")
+"""Maps that need no sigmoid: each is ``own`` times the self map plus ``other`` times the shared."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """How embeddings lie to each other: the four numbers that every map of a pair needs.
+
+    Attributes:
+        n1: Length of the embedding of the image whose map is wanted.
+        n2: Length of its partner's.
+        cos: Cosine of the angle between them.
+        d: Distance of the two as they are compared; exactly 0 where they are equal.
+    """
+
+    n1: Tensor
+    n2: Tensor
+    cos: Tensor
+    d: Tensor
+
+
+def relation(e1: Tensor, e2: Tensor, unit: bool = False) -> Relation:
+    """Relation of pairs of embeddings, (m, E) twice; `unit`: compared at unit length."""
+    n1, n2 = (torch.linalg.vector_norm(e, dim=-1) for e in (e1, e2))
+    u1, u2 = e1 / _nonzero(n1)[:, None], e2 / _nonzero(n2)[:, None]
+    step = u1 - u2 if unit else e1 - e2
+    return Relation(n1, n2, (u1 * u2).sum(-1), torch.linalg.vector_norm(step, dim=-1))
+
+
+def relation_table(e1: Tensor, e2: Tensor, unit: bool = False) -> Relation:
+    """Relation of every one of (r, E) to every one of (c, E): tensors that broadcast to (r, c)."""
+    n1, n2 = (torch.linalg.vector_norm(e, dim=-1) for e in (e1, e2))
+    u1, u2 = e1 / _nonzero(n1)[:, None], e2 / _nonzero(n2)[:, None]
+    ends = (u1, u2) if unit else (e1, e2)
+    # By differences: the quicker way by products is wrong where embeddings are near each other.
+    d = torch.cdist(*ends, compute_mode="donot_use_mm_for_euclid_dist")
+    return Relation(n1[:, None], n2[None, :], u1 @ u2.T, d)
+
+
+def coefficients(method: str, how: Relation, unit: bool = False) -> tuple[Tensor, Tensor]:
+    r"""Every map of a pair is two products added up: :math:`M_1 = own \cdot N_1 + other \cdot S_1`.
+
+    ============ =================================== ========================================
+    method       own                                 other
+    ============ =================================== ========================================
+    ``shared``   0                                   1
+    ``self``     1                                   0
+    ``distance`` :math:`-1/d`                        :math:`1/d`
+    ``cosine``   :math:`-\cos / \lVert e_1 \rVert^2` :math:`1/\lVert e_1\rVert\lVert e_2\rVert`
+    ============ =================================== ========================================
+
+    The distance map is what is left of the shared map once the self map is taken away, so what
+    both images have equally cancels in it; in the cosine map it is damped only. ``shared`` is the
+    map of Stylianou et al. (2019, doi:10.1109/WACV.2019.00220) taken through the head.
+
+    Args:
+        method: One of `COMBINATIONS`.
+        how: From `relation` or `relation_table`.
+        unit: The network scales embeddings to unit length: the same table with
+            :math:`P_1/\lVert e_1\rVert` and :math:`e/\lVert e\rVert` in the place of P and e.
+
+    Returns:
+        ``own`` and ``other``, of the relation's shape.
+
+    Example:
+        >>> how = relation(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 0.0]]))
+        >>> [c.item() for c in coefficients("distance", how)]
+        [-0.25, 0.25]
+    """
+    n1, n2, d = _nonzero(how.n1), _nonzero(how.n2), _nonzero(how.d)
+    if method == "cosine":
+        return -how.cos / n1**2, 1 / (n1 * n2)
+    one = torch.ones_like(how.d)
+    own, other = (one / n1**2, one / (n1 * n2)) if unit else (one, one)
+    if method == "shared":
+        return torch.zeros_like(own), other
+    if method == "self":
+        return own, torch.zeros_like(other)
+    differ = how.d > 0  # of equal embeddings the two products cancel, and are left out
+    return -own * differ / d, other * differ / d
 
 
 @torch.no_grad()
@@ -136,7 +229,7 @@ def pair_maps(net: SiameseNet, a: Projected, b: Projected) -> tuple[Tensor, Tens
         [True, True]
     """
     s = slope(net, distance(net, a, b))
-    v1, v2 = approach(net, a.embedding, b.embedding)
+    v1, v2 = approach(a.embedding, b.embedding, unit=net.normalize)
     scale = s.to(v1.dtype)[:, None, None]
     return scale * along(a, v1), scale * along(b, v2)
 

@@ -119,9 +119,7 @@ class SiameseNet(nn.Module):
         The whole picture is kept, its aspect ratio is not: a map can then be stretched back over
         the whole picture.
         """
-        side = (self.image_size, self.image_size)
-        resized = [np.array(image.resize(side, Image.Resampling.BICUBIC)) for image in images]
-        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float().div_(255)
+        return squares(images, self.image_size)
 
     def feature_maps(self, images: Tensor) -> Tensor:
         """A, the backbone's last feature map: (B, 3, H, W) in [0, 1] → (B, K, h, w)."""
@@ -208,6 +206,14 @@ class SiameseNet(nn.Module):
             )
         net.load_state_dict(tensors)
         return net.eval()
+
+
+def squares(images: Sequence[Image.Image], side: int) -> Tensor:
+    """RGB pictures resized to `side` pixels square: float (B, 3, side, side) in [0, 1]."""
+    resized = [
+        np.array(image.resize((side, side), Image.Resampling.BICUBIC)) for image in images
+    ]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float().div_(255)
 
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:

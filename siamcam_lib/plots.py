@@ -23,7 +23,7 @@ from siamcam_lib.training import Fit
 
 SIMILAR, DISSIMILAR, NEUTRAL = "#0072B2", "#D55E00", "#6b7280"
 """Okabe and Ito's blue and vermilion: told apart by every kind of colour vision."""
-HEAT = "inferno"
+HEAT, OPACITY = "inferno", 0.85
 WIDTH = 7.2
 """Width of a figure in inches: the book's text column at the size its text is read."""
 
@@ -143,15 +143,31 @@ def history(fit: Fit) -> Figure:
     return figure
 
 
-def overlay(axis: Axes, image: Image.Image, heatmap: np.ndarray, top: float) -> None:
-    """A heatmap (H, W) over its picture; `top` is the value drawn brightest.
+def blend(image: Image.Image, heatmap: np.ndarray, top: float) -> Image.Image:
+    """A heatmap (H, W) laid over its picture, RGB; `top` is the value drawn brightest.
 
     Cool places keep the picture in grey, so that what is coloured is the map and nothing else.
+
+    Example:
+        >>> blend(Image.new("RGB", (3, 2), "white"), np.zeros((2, 3)), 0.0).getpixel((0, 0))
+        (255, 255, 255)
     """
-    grey = np.asarray(image.convert("L"))
-    axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
-    share = np.clip(heatmap / top, 0, 1) if top > 0 else np.zeros_like(heatmap)
-    axis.imshow(share, cmap=HEAT, vmin=0, vmax=1, alpha=0.85 * share)
+    grey = np.asarray(image.convert("L"), dtype=float)[:, :, None] / 255
+    share = _share(heatmap, top)
+    colour = plt.get_cmap(HEAT)(share)[:, :, :3]
+    alpha = OPACITY * share[:, :, None]
+    return Image.fromarray(np.rint(255 * ((1 - alpha) * grey + alpha * colour)).astype(np.uint8))
+
+
+def _share(heatmap: np.ndarray, top: float) -> np.ndarray:
+    return np.clip(heatmap / top, 0, 1) if top > 0 else np.zeros_like(heatmap)
+
+
+def overlay(axis: Axes, image: Image.Image, heatmap: np.ndarray, top: float) -> None:
+    """A heatmap (H, W) over its picture on an axis, as in `blend`; a blank one says so."""
+    share = _share(heatmap, top)
+    axis.imshow(np.asarray(image.convert("L")), cmap="gray", vmin=0, vmax=255)
+    axis.imshow(share, cmap=HEAT, vmin=0, vmax=1, alpha=OPACITY * share)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     if not heatmap.any():
@@ -175,7 +191,7 @@ def explanation(ex: Explanation, *, shared_scale: bool = True) -> Figure:
         squeeze=False, gridspec_kw={"height_ratios": heights},
     )  # fmt: skip
     kinds = (("factual", ex.factual), ("counterfactual", ex.counterfactual))
-    top = max(float(m.max()) for _, maps in kinds for m in maps)
+    top = ex.top
     for row, (name, image) in enumerate(zip("AB", ex.images, strict=True)):
         axes[row, 0].imshow(image)
         axes[row, 0].set(xticks=[], yticks=[], ylabel=f"image {name}")

@@ -167,7 +167,7 @@ def test_relu_comes_after_stretching():
     from importlib import import_module
 
     stretch = import_module("siamcam_lib.explain").stretch
-    full = stretch(torch.tensor([[1.0, -1.0]]), Image.new("RGB", (4, 2)))
+    full = stretch(torch.tensor([[1.0, -1.0]]), (4, 2))
     np.testing.assert_allclose(full, [[1, 0.5, -0.5, -1]] * 2)
 
 
@@ -597,13 +597,16 @@ class TestPlot:
 
 
 class TestSave:
-    def test_writes_three_readable_files(self, net, a, b, tmp_path):
+    FILES = (
+        "counterfactual_a.png", "counterfactual_b.png", "explanation.png", "factual_a.png",
+        "factual_b.png", "maps.npz", "scores.json",
+    )  # fmt: skip
+
+    def test_writes_readable_files(self, net, a, b, tmp_path):
         ex = sc.explain(net, a, b)
         folder = ex.save(tmp_path / "out" / "näme with space")
         assert folder == tmp_path / "out" / "näme with space"
-        assert sorted(p.name for p in folder.iterdir()) == [
-            "explanation.png", "maps.npz", "scores.json",
-        ]  # fmt: skip
+        assert tuple(sorted(p.name for p in folder.iterdir())) == self.FILES
 
         with np.load(folder / "maps.npz", allow_pickle=False) as maps:
             assert len(maps.files) == 6
@@ -620,6 +623,21 @@ class TestSave:
         with Image.open(folder / "explanation.png") as image:
             image.load()
             assert image.format == "PNG" and min(image.size) > 300
+        for kind in ("factual", "counterfactual"):
+            for i, side in enumerate("ab"):
+                with Image.open(folder / f"{kind}_{side}.png") as laid:
+                    assert laid.size == ex.images[i].size
+                    red, _, blue = np.moveaxis(np.asarray(laid, dtype=int), 2, 0)
+                    coloured = red != blue
+                # what is grey is the picture, what is coloured the map
+                hot = getattr(ex, kind)[i] > 0.1 * ex.top
+                assert coloured[hot].mean() > 0.95
+                assert not coloured[getattr(ex, kind)[i] == 0].any()
+
+    def test_a_folder_that_cannot_be_written(self, net, a, b, tmp_path):
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(ExplanationError, match="choose another folder"):
+            sc.explain(net, a, b).save(tmp_path / "file" / "folder")
 
     def test_takes_a_string_and_writes_again(self, net, a, b, tmp_path):
         sc.explain(net, a, b).save(str(tmp_path / "x"))
@@ -627,7 +645,7 @@ class TestSave:
         later.save(str(tmp_path / "x"))
         with np.load(tmp_path / "x" / "maps.npz") as maps:
             np.testing.assert_array_equal(maps["raw_a"], later.raw[0])
-        assert len(list((tmp_path / "x").iterdir())) == 3
+        assert len(list((tmp_path / "x").iterdir())) == len(self.FILES)
 
     def test_closes_its_figure(self, net, a, b, tmp_path):
         before = plt.get_fignums()
@@ -661,10 +679,10 @@ class TestSave:
 
         with monkeypatch.context() as patched:
             patched.setattr(broken, full)
-            with pytest.raises(OSError, match="No space"):
+            with pytest.raises(ExplanationError, match="No space"):
                 sc.explain(net, b, a).save(tmp_path)
         assert (tmp_path / file).read_bytes() == before
-        assert len(list(tmp_path.iterdir())) == 3  # and no half file beside it
+        assert len(list(tmp_path.iterdir())) == len(self.FILES)  # and no half file beside it
 
     @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
     def test_files_can_be_read_by_others(self, net, a, b, tmp_path):

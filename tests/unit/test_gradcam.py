@@ -357,7 +357,7 @@ class TestCompleteness:
         seen = [gradcam.project(net, A) for A in (A1, A2)]
         with torch.no_grad():
             s = gradcam.slope(net, gradcam.distance(net, *seen))
-            directions = gradcam.approach(net, *(x.embedding for x in seen))
+            directions = gradcam.approach(*(x.embedding for x in seen), unit=net.normalize)
             for M, v, x in zip(gradcam.pair_maps(net, *seen), directions, seen, strict=True):
                 expected = -s * (((x.embedding > 0) * v) @ net.projection.bias)
                 gap = (M.sum(dim=(1, 2)) - expected).abs()
@@ -534,12 +534,12 @@ class TestApproach:
         d = net.distance(*scaled)
         assume(float(d.min().detach()) > 1e-3)
         truth = torch.autograd.grad(-d.sum(), (e1, e2))
-        for v, t in zip(gradcam.approach(net, e1.detach(), e2.detach()), truth, strict=True):
+        for v, t in zip(gradcam.approach(e1.detach(), e2.detach(), unit=net.normalize), truth, strict=True):
             torch.testing.assert_close(v, t, rtol=1e-11, atol=1e-12 * float(t.abs().max()))
 
     def test_unit_length_directions_are_sideways(self):
         e1, e2 = torch.rand(2, 50, 8, generator=torch.Generator().manual_seed(0)).double()
-        for v, e in zip(gradcam.approach(small_net(), e1, e2), (e1, e2), strict=True):
+        for v, e in zip(gradcam.approach(e1, e2, unit=True), (e1, e2), strict=True):
             assert float((v * e).sum(dim=1).abs().max()) < 1e-14
 
     @pytest.mark.parametrize("normalize", [False, True])
@@ -564,7 +564,7 @@ class TestApproach:
                 truth = (b - (a @ b) * a) / (d * n)
             else:
                 truth = (b - a) / np.sqrt((b - a) @ (b - a))
-            found = gradcam.approach(net, *given)[0][0].double().numpy()
+            found = gradcam.approach(*given, unit=net.normalize)[0][0].double().numpy()
             gap = np.abs(found - truth).max() / np.abs(truth).max()
             assert gap < 30 * epsilon / step
 
@@ -573,7 +573,7 @@ class TestApproach:
     def test_equal_embeddings_have_no_way_to_go(self, normalize, dtype):
         e = torch.rand(4, 8, generator=torch.Generator().manual_seed(2)).to(dtype)
         e[1] = 0
-        for v in gradcam.approach(small_net(normalize=normalize, dtype=dtype), e, e.clone()):
+        for v in gradcam.approach(e, e.clone(), unit=normalize):
             assert v.dtype == dtype and (v == 0).all()
 
 
@@ -678,7 +678,7 @@ def test_one_embedding_of_zero_unit_length():
 
 def test_one_embedding_of_zero_unit_length_is_blank_in_float32():
     e2 = torch.rand(50, 8, generator=torch.Generator().manual_seed(0))
-    for v in gradcam.approach(small_net(dtype=torch.float32), torch.zeros(50, 8), e2):
+    for v in gradcam.approach(torch.zeros(50, 8), e2, unit=True):
         assert (v == 0).all()
 
 
@@ -688,7 +688,7 @@ def test_one_unit_on_unit_length():
     e2 = torch.rand(200, 8, generator=torch.Generator().manual_seed(1))
     e1 = torch.zeros(200, 8)
     e1[:, 1] = torch.linspace(0.1, 5, 200)
-    v1, _ = gradcam.approach(net, e1, e2)
+    v1, _ = gradcam.approach(e1, e2, unit=net.normalize)
     assert (v1[:, 1] == 0).all()
 
 

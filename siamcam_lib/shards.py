@@ -1,0 +1,180 @@
+"""Projected maps of many images as files: safetensors shards that are read row by row.
+
+Taught in chapter 4 (Grad-CAM maths). A gallery of a hundred thousand images is 2.5 GB; explaining
+two of them reads 50 kB.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from siamcam_lib.errors import GalleryError
+from siamcam_lib.files import whole_file
+
+FORMAT = "siamcam-gallery-1"
+TABLE = "gallery.json"
+KINDS = {"maps": np.float16, "scale": np.float32, "embedding": np.float32, "size": np.int32}
+"""Maps are stored in half precision, each divided by its largest absolute value, `scale`."""
+
+
+class Shards:
+    """A folder of shards, read where and when a row is asked for.
+
+    Args:
+        folder: As `ShardWriter` left it.
+
+    Raises:
+        GalleryError: if there is no gallery, it is damaged or incomplete.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.table = _read_table(self.folder)
+        self._files = [self._open(name) for name in self.table["shards"]]
+        self._ends = np.cumsum([self._rows(file) for file in self._files]).tolist()
+        if self._ends[-1] != self.table["images"]:
+            raise GalleryError(
+                f"The gallery {self.folder} holds {self._ends[-1]} images, its table says "
+                f"{self.table['images']}; make it again with Gallery.embed."
+            )
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _open(self, name: str) -> Any:
+        try:
+            file = safe_open(self.folder / name, framework="numpy")
+            if set(file.keys()) != set(KINDS):
+                raise ValueError(f"it holds {sorted(file.keys())}")
+            return file
+        except (SafetensorError, OSError, ValueError) as error:
+            raise GalleryError(
+                f"The shard {self.folder / name} is damaged or missing ({error}); make the "
+                "gallery again with Gallery.embed."
+            ) from error
+
+    @staticmethod
+    def _rows(file: Any) -> int:
+        return file.get_slice("embedding").get_shape()[0]
+
+    def read(self, kind: str, start: int, stop: int) -> np.ndarray:
+        """Rows start…stop of one of `KINDS`."""
+        parts = []
+        while start < stop:
+            shard = bisect.bisect_right(self._ends, start)
+            offset = self._ends[shard - 1] if shard else 0
+            end = min(stop, self._ends[shard])
+            parts.append(self._files[shard].get_slice(kind)[start - offset : end - offset])
+            start = end
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class ShardWriter:
+    """Writes shards one by one; the table, written last, makes a gallery of them.
+
+    Args:
+        folder: Made where it is missing; must hold no other gallery.
+        images_per_shard: Rows of a file.
+
+    Raises:
+        GalleryError: if the folder holds a gallery or cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, images_per_shard: int = 4096) -> None:
+        self.folder, self.images_per_shard = Path(folder), images_per_shard
+        self.names: list[str] = []
+        self.images = 0
+        self._waiting: list[dict[str, np.ndarray]] = []
+        if (self.folder / TABLE).exists():
+            raise GalleryError(
+                f"{self.folder} holds a gallery already; open it with Gallery.open, or give "
+                "another folder."
+            )
+
+    def add(self, rows: dict[str, np.ndarray]) -> None:
+        """Take rows of all `KINDS`; whole shards are written at once."""
+        self._waiting.append(rows)
+        while sum(len(part["size"]) for part in self._waiting) >= self.images_per_shard:
+            joined = _join(self._waiting)
+            self._write({k: v[: self.images_per_shard] for k, v in joined.items()})
+            self._waiting = [{k: v[self.images_per_shard :] for k, v in joined.items()}]
+
+    def close(self, about: dict[str, Any]) -> None:
+        """Write what is left and the table."""
+        if any(len(part["size"]) for part in self._waiting):
+            self._write(_join(self._waiting))
+        table = {"format": FORMAT, "images": self.images, "shards": self.names, **about}
+        with _saying(self.folder), whole_file(self.folder / TABLE) as temporary:
+            temporary.write_text(json.dumps(table, indent=1), encoding="utf-8")
+
+    def _write(self, rows: dict[str, np.ndarray]) -> None:
+        name = f"shard-{len(self.names):05d}.safetensors"
+        plain = {k: np.ascontiguousarray(rows[k], KINDS[k]) for k in KINDS}
+        with _saying(self.folder), whole_file(self.folder / name) as temporary:
+            save_file(plain, temporary)
+        self.names.append(name)
+        self.images += len(plain["size"])
+
+
+@contextmanager
+def _saying(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise GalleryError(
+            f"The gallery cannot be written to {folder} ({error}); choose another folder."
+        ) from error
+
+
+def half(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Maps (n, …) in half precision with one scale each: values within 2⁻¹¹ of the largest.
+
+    Example:
+        >>> small, scale = half(np.array([[1e-9, -3e-9]], np.float32))
+        >>> np.round(small.astype(float), 3).tolist(), scale.tolist() == [np.float32(3e-9)]
+        ([[0.333, -1.0]], True)
+    """
+    scale = np.abs(maps).reshape(len(maps), -1).max(axis=1).astype(np.float32)
+    safe = np.where(scale > 0, scale, 1).reshape(-1, *[1] * (maps.ndim - 1))
+    return (maps / safe).astype(np.float16), scale
+
+
+def blocks(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """0…count in pieces of at most `size`."""
+    for start in range(0, count, size):
+        yield start, min(start + size, count)
+
+
+def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {kind: np.concatenate([part[kind] for part in parts]) for kind in KINDS}
+
+
+def _read_table(folder: Path) -> dict[str, Any]:
+    path = folder / TABLE
+    if not path.is_file():
+        raise GalleryError(
+            f"There is no gallery in {folder} (no {TABLE}); Gallery.embed(net, images, "
+            "folder=...) makes one."
+        )
+    try:
+        table = json.loads(path.read_text("utf-8"))
+        if table["format"] != FORMAT:
+            raise ValueError(f"format {table['format']!r}, expected {FORMAT!r}")
+        names = table["shards"]
+        whole = all(isinstance(n, str) and Path(n).name == n for n in names)
+        if not names or not whole or not isinstance(table["settings"], dict):
+            raise ValueError("its entries are wrong")
+        return table
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise GalleryError(
+            f"{path} is damaged or not of this library ({error}); make the gallery again."
+        ) from error
