@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,20 +90,32 @@ def _efficientnet_lite0(pretrained: bool) -> Backbone:
 
 
 def _from_torchvision(name: str, pretrained: bool) -> Backbone:
-    weights = torchvision.models.get_model_weights(name).DEFAULT if pretrained else None
-    model = torchvision.models.get_model(name, weights=weights)
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    with warnings.catch_warnings():  # of other random weights in a later torchvision
+        warnings.filterwarnings("ignore", message="The default weight initialization")
+        model = torchvision.models.get_model(name, weights=weights if pretrained else None)
+    if isinstance(model, torchvision.models.DenseNet):
+        model.features.add_module("relu5", nn.ReLU())  # which its forward applies to the features
     if isinstance(getattr(model, "features", None), nn.Module):
         module: nn.Module = model.features
     else:  # the ResNet family and its kin: everything before the global pooling or classifier
         layers = []
         for part, layer in model.named_children():
+            if part.lower().startswith("aux"):
+                continue  # a side branch; Inception's stands in the middle
             last = list(layer.modules())[-1]  # a classifier ends in its linear layer
             if isinstance(layer, nn.AdaptiveAvgPool2d) or isinstance(last, nn.Linear):
                 break
-            if not part.lower().startswith("aux"):
-                layers.append(layer)
+            layers.append(layer)
         module = nn.Sequential(*layers)
-    return Backbone(module, channels(name, module))
+    # The same with and without pretrained weights: those of a saved network are put in later.
+    if hasattr(model, "transform_input"):  # Inception and GoogLeNet, which bring [0, 1] to [-1, 1]
+        mean = std = (0.5,) * 3
+    else:
+        preset = weights.transforms()
+        mean = tuple(getattr(preset, "mean", IMAGENET_MEAN))
+        std = tuple(getattr(preset, "std", IMAGENET_STD))
+    return Backbone(module, channels(name, module), mean, std)
 
 
 def _from_timm(name: str, pretrained: bool) -> Backbone:

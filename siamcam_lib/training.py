@@ -35,6 +35,7 @@ from siamcam_lib.calibration import best_threshold, fit_sigmoid, require_spread
 from siamcam_lib.errors import TrainingError
 from siamcam_lib.features import VIEWS, backbone_digest, pooled_features
 from siamcam_lib.files import whole_file
+from siamcam_lib.identity import identity
 from siamcam_lib.losses import Objective, objective
 from siamcam_lib.model import SiameseNet
 from siamcam_lib.pairs import Split, all_pairs, check_split
@@ -129,7 +130,11 @@ def fit(
         threshold: Use this one instead of choosing it (the paper's 0.5, say).
         augmentation: PIL image → float tensor in [0, 1]; by default `default_augmentation`.
         folder: Where to keep checkpoints. A second call with the same arguments takes up an
-            interrupted training there and ends with the same weights.
+            interrupted training there and ends with the same weights; one with other data, seed,
+            network, recipe, loss or augmentation is refused. A loss or augmentation of your own
+            is told by the code of its function, the values bound to it, and the attributes of its
+            objects. What it looks up elsewhere (a global variable, a function it calls, the
+            methods of a class) is not compared: change that, and choose another folder.
         cache: Feature cache of the frozen mode; by default the user's.
         progress: Show progress bars.
 
@@ -158,10 +163,13 @@ def fit(
         raise TrainingError(f"A threshold lies strictly between 0 and 1, not at {threshold!r}.")
     check_split(split)
     recipe = recipe or (FINETUNE if finetune else FROZEN)
-    record = {
-        "seed": seed, "loss": goal.name, "finetune": finetune, "recipe": recipe.__dict__,
-        "config": net.config, "backbone": backbone_digest(net),
-        "train": split.train.fingerprint(), "val": split.val.fingerprint(),
+    augmentation = augmentation or default_augmentation(recipe.crop_size)
+    record = {} if folder is None else {
+        "seed": seed, "loss": identity(goal), "augmentation": identity(augmentation),
+        "finetune": finetune, "recipe": recipe.__dict__,
+        "network": net.config, "backbone's weights": backbone_digest(net),
+        "training images": split.train.fingerprint(),
+        "validation images": split.val.fingerprint(),
     }  # fmt: skip
     with _as_it_was_on_failure(net), torch.random.fork_rng(devices=[]):
         _restart_head(net, seed)
@@ -183,7 +191,7 @@ def fit(
             net.output.bias.fill_(fitted.offset)
         with torch.inference_mode():
             score = net.dissimilarity(torch.from_numpy(distances).float().to(net.device))
-        score = score.double().cpu().numpy()
+        score = score.cpu().double().numpy()  # not every device has float64
         net.threshold = threshold or best_threshold(score, label, weight)
     return Fit(
         tuple(task.history), task.best_epoch, net.threshold, time.perf_counter() - start,
@@ -244,11 +252,10 @@ def _frozen(net, split, recipe, augmentation, cache, progress):
 
 def _finetuning(net, split, recipe, augmentation, cache, progress):
     """The same of the fine-tuning mode: pictures instead of features."""
-    transform = augmentation or default_augmentation(recipe.crop_size)
     pictures = [split.val.image(i) for i in range(len(split.val))]
     val = net.to_tensor(pictures)
     net.to(memory_format=torch.channels_last)
-    return AugmentedImages(split.train, transform), val, net.embed
+    return AugmentedImages(split.train, augmentation), val, net.embed
 
 
 class _Task(L.LightningModule):
@@ -404,7 +411,8 @@ def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         trainer = L.Trainer(
             max_epochs=task.recipe.epochs,
-            accelerator="auto" if task.finetune else "cpu",
+            # Apple's GPU has neither the threshold's float64 nor the losses' pdist.
+            accelerator="cuda" if task.finetune and torch.cuda.is_available() else "cpu",
             devices=1,
             precision="bf16-mixed" if task.finetune else "32-true",
             callbacks=callbacks,
@@ -447,8 +455,8 @@ def _claim(folder: Path, record: dict) -> Path | None:
     text = json.dumps(record, indent=1, sort_keys=True)
     if sheet.exists() and sheet.read_bytes() != text.encode():
         raise TrainingError(
-            f"{folder} holds another training (other data, seed, loss or recipe: see {sheet}); "
-            "give a folder of its own to each, or delete it."
+            f"{folder} holds another training ({_differences(sheet, text)}; see {sheet}); give a "
+            "folder of its own to each, or delete it."
         )
     try:
         for left in folder.glob(".*.part"):  # by a write that was killed
@@ -458,3 +466,13 @@ def _claim(folder: Path, record: dict) -> Path | None:
     except OSError as error:
         raise TrainingError(f"{folder} cannot be written ({error}); choose another.") from error
     return last if last.exists() else None
+
+
+def _differences(sheet: Path, text: str) -> str:
+    """In which entries the record kept in `sheet` is not the one in `text`."""
+    wanted = json.loads(text)
+    try:
+        kept = json.loads(sheet.read_bytes())
+        return "other " + ", ".join(key for key in wanted if kept.get(key) != wanted[key])
+    except (OSError, ValueError, AttributeError):
+        return "its record is damaged"

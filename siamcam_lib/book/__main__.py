@@ -18,7 +18,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", default="auto", help="auto, scenes, real, or a folder")
     parser.add_argument("--profile", default="quick", choices=["quick", "full"])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="run this page only, e.g. book/cases/flowers")
+    parser.add_argument(
+        "--only",
+        help="run this page only, e.g. book/cases/flowers; the others stay as they are, and those "
+        "never run are shown without results",
+    )
     chosen = parser.parse_args(arguments)
     limits = {} if chosen.profile == "quick" else {"cell_timeout": 36e3, "chapter_timeout": 72e3}
     output = chosen.root / "_build"

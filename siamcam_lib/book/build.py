@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from siamcam_lib.book.run import ChapterRun, recorded_runs
+from siamcam_lib.book.run import ChapterRun, page_names, recorded_runs
 from siamcam_lib.book.vendor import vendor
 from siamcam_lib.errors import BookError
 
@@ -41,18 +41,20 @@ def build(root: Path | str, stage: Path | str, out: Path | str | None = None) ->
     """
     root, stage = Path(root).resolve(), Path(stage).resolve()
     out = Path(out).resolve() if out else root / "_build" / "html"
-    runs = recorded_runs(stage)
+    runs, names = recorded_runs(stage), page_names(stage)
     vendor(stage / "book" / "_static" / "vendor")
     work = out.with_name(f".{out.name}-in-work")
     shutil.rmtree(work, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     _render(stage, work, out.with_name(f"{out.name}.log"))
-    _write_front_door(stage, work / "_build" / "html", runs[0].name)
+    _write_front_door(stage, work / "_build" / "html", names[0])
     shutil.rmtree(out, ignore_errors=True)
     os.replace(work / "_build" / "html", out)
     shutil.rmtree(work, ignore_errors=True)
     first = out / "index.html"
     print(table(runs))
+    if missing := [name for name in names if name not in {run.name for run in runs}]:
+        print(f"Not run yet, and shown without results: {', '.join(missing)}.")
     print(f"The book is at {first}", flush=True)
     return first
 

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import nbformat
 import psutil
 import yaml
 
@@ -32,6 +33,10 @@ RUNS_FILE = "runs.json"
 _CELL_COUNT = re.compile(r"(\d+)/(\d+) \[")  # in papermill's progress bar
 _WIPE = "\r\033[K"  # back to the start of the terminal's line, and clear it
 _WORKER = Path(__file__).with_name("worker.py")
+_NOT_RUN = """```{{warning}}
+This page has not been run yet, so it has no results. `make book` runs every page, and
+`make book ONLY={name}` this one.
+```"""
 
 
 @dataclass(frozen=True)
@@ -63,16 +68,8 @@ def chapters(root: Path | str) -> dict[str, Path]:
         BookError: There is no `_toc.yml`, it cannot be read, or it names a page that has no source.
     """
     root = Path(root)
-    try:
-        toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
-        names = list(_names(toc))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise BookError(
-            f"{root / '_toc.yml'} could not be read as a table of contents ({error!r}); "
-            "run this in the folder of the book, where _toc.yml lies."
-        ) from error
     found = {}
-    for name in names:
+    for name in page_names(root):
         sources = [p for p in (root / f"{name}.ipynb", root / f"{name}.md") if p.is_file()]
         if len(sources) != 1:
             raise BookError(
@@ -81,6 +78,22 @@ def chapters(root: Path | str) -> dict[str, Path]:
             )
         found[name] = sources[0]
     return found
+
+
+def page_names(root: Path | str) -> list[str]:
+    """The name of every page in `_toc.yml`, in reading order.
+
+    Raises:
+        BookError: There is no `_toc.yml`, or it cannot be read.
+    """
+    file = Path(root) / "_toc.yml"
+    try:
+        return list(_names(yaml.safe_load(file.read_text(encoding="utf-8"))))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise BookError(
+            f"{file} could not be read as a table of contents ({error!r}); "
+            "run this in the folder of the book, where _toc.yml lies."
+        ) from error
 
 
 def _names(toc: dict[str, Any]) -> Iterator[str]:
@@ -114,6 +127,7 @@ def run_chapters(
         profile: ``"quick"`` or ``"full"``.
         seed: Passed to every chapter that declares it.
         only: Name of one page, as in `_toc.yml`: run that one and leave the others as they are.
+            Chapters never run before are staged without results, and say so; prose is staged.
         cell_timeout: Seconds one cell may take.
         chapter_timeout: Seconds one chapter may take; then its processes are ended.
 
@@ -125,7 +139,7 @@ def run_chapters(
             the notebook that failed is left in `stage`. Or `only` is no page of the book.
     """
     root, stage = Path(root).resolve(), Path(stage).resolve()
-    pages = chapters(root)
+    every = pages = chapters(root)
     if only is not None:
         if only not in pages:
             raise BookError(f"There is no page {only!r}; _toc.yml has: {', '.join(pages)}.")
@@ -133,6 +147,8 @@ def run_chapters(
     else:
         shutil.rmtree(stage, ignore_errors=True)
     _copy_surroundings(root, stage)
+    if only is not None:
+        _stage_not_run({name: every[name] for name in every if name != only}, stage, list(every))
     if data not in ("auto", "scenes", "real"):
         data = str(Path(data).expanduser().resolve())  # a chapter runs in another folder
     known = {"data": data, "profile": profile, "seed": seed}
@@ -145,10 +161,11 @@ def run_chapters(
         except BookError as error:
             line.end("failed")
             failures.append(str(error))
+            _record(name, None, stage, list(every))
         else:
             line.end(f"{run.seconds:.1f} s" if run.executed else "prose")
             runs.append(run)
-            _record(run, stage, list(chapters(root)))
+            _record(name, run, stage, list(every))
     if failures:
         raise BookError("\n".join(failures))
     return runs
@@ -170,13 +187,56 @@ def recorded_runs(stage: Path | str) -> list[ChapterRun]:
     return [ChapterRun(**{**row, "path": Path(stage) / row["path"]}) for row in rows]
 
 
-def _record(run: ChapterRun, stage: Path, order: list[str]) -> None:
-    """Add `run` to the record; a page run again replaces its older row."""
-    earlier = recorded_runs(stage) if (stage / RUNS_FILE).is_file() else []
-    runs = [r for r in earlier if r.name != run.name and r.name in order] + [run]
+def _recorded(stage: Path) -> list[ChapterRun]:
+    """As `recorded_runs`, but nothing where nothing was run yet."""
+    return recorded_runs(stage) if (stage / RUNS_FILE).is_file() else []
+
+
+def _record(name: str, run: ChapterRun | None, stage: Path, order: list[str]) -> None:
+    """Replace what the record holds of the page `name`; a page that failed was not run."""
+    runs = [r for r in _recorded(stage) if r.name != name and r.name in order]
+    runs += [run] if run else []
+    if not runs:
+        (stage / RUNS_FILE).unlink(missing_ok=True)
+        return
     runs.sort(key=lambda r: order.index(r.name))
     rows = [{**asdict(r), "path": r.path.relative_to(stage).as_posix()} for r in runs]
     (stage / RUNS_FILE).write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+def _stage_not_run(pages: dict[str, Path], stage: Path, order: list[str]) -> None:
+    """Stage those of `pages` that the record does not know: prose as it is, chapters unrun."""
+    known = {run.name for run in _recorded(stage) if run.path.is_file()}
+    for name, source in pages.items():
+        if name in known:
+            continue
+        target = stage / f"{name}{source.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.suffix == ".md":
+            shutil.copyfile(source, target)
+            _record(name, ChapterRun(name, target, 0.0, False, {}), stage, order)
+        else:
+            _stage_unrun_chapter(name, source, target)
+
+
+def _stage_unrun_chapter(name: str, source: Path, target: Path) -> None:
+    """Write a chapter without results, with a warning below its first cell, the title."""
+    try:
+        notebook = nbformat.read(source, as_version=4)
+    except (OSError, ValueError, AttributeError, nbformat.ValidationError) as error:
+        raise BookError(f"Chapter {name}: {source} cannot be read ({error}).") from error
+    notebook.metadata.pop("widgets", None)  # results that a reader may have saved
+    # what a run adds, and Sphinx wants to know
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "name": "python3"}
+    notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    notice = nbformat.v4.new_markdown_cell(_NOT_RUN.format(name=name), id="not-run")
+    if notebook.nbformat_minor < 5:
+        del notice["id"]
+    notebook.cells.insert(1, notice)
+    nbformat.write(notebook, target)
 
 
 def _copy_surroundings(root: Path, stage: Path) -> None:

@@ -17,6 +17,8 @@ from siamcam_lib.model import SiameseNet
 from siamcam_lib.pairs import PairSet
 
 METRICS = ("accuracy", "auc", "precision", "recall")
+PAIRS_AT_ONCE = 65_536
+"""Pairs whose embeddings are laid out side by side; at E = 256 they take 200 MB."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,19 @@ class Report:
 def score_pairs(
     net: SiameseNet, pairs: PairSet, *, cache: FeatureCache | None = None, progress: bool = True
 ) -> np.ndarray:
-    """Dissimilarity of every pair: (m,) float64. Each image is embedded once."""
+    """Dissimilarity of every pair: (m,) float64.
+
+    Each image is embedded once. Distances are taken in blocks of pairs, so that memory does not
+    grow with m × E; where the blocks begin changes a score by float32 rounding at most.
+    """
     pooled = pooled_features(net, pairs.images, cache=cache, progress=progress)
     with torch.inference_mode():
         e = net.embed_pooled(pooled.to(net.device))
-        return net.dissimilarity(net.distance(e[pairs.a], e[pairs.b])).double().cpu().numpy()
+        starts = range(0, max(1, len(pairs)), PAIRS_AT_ONCE)
+        blocks = [slice(start, start + PAIRS_AT_ONCE) for start in starts]
+        distances = [net.distance(e[pairs.a[part]], e[pairs.b[part]]) for part in blocks]
+        # float64 only on the CPU: not every device has it
+        return net.dissimilarity(torch.cat(distances)).cpu().double().numpy()
 
 
 def evaluate(

@@ -55,9 +55,8 @@ def find_duplicates(
         >>> find_duplicates(sc.datasets.load("scenes/flowers", n=10)).exact.shape
         (0, 2)
     """
-    digests = [images.digest(i) for i in range(len(images))]
-    _, content = np.unique(digests, return_inverse=True)
-    hashes = _hashes(images, digests, cache or FeatureCache())
+    content = contents(images)
+    hashes = _hashes(images, cache or FeatureCache())
     exact, near = [], []
     for i in range(len(images) - 1):  # row by row: memory stays flat
         bits = np.bitwise_count(hashes[i + 1 :] ^ hashes[i])
@@ -66,9 +65,19 @@ def find_duplicates(
     return Duplicates(*(np.array(found, np.int64).reshape(-1, 2) for found in (exact, near)))
 
 
-def _hashes(images: ImageSet, digests: list[str], cache: FeatureCache) -> np.ndarray:
+def contents(images: ImageSet) -> np.ndarray:
+    """Numbers that agree where, and only where, two images agree byte for byte: (n,) int64.
+
+    Raises:
+        ImageError: if a picture cannot be read.
+    """
+    digests = [images.digest(i) for i in range(len(images))]
+    return np.unique(digests, return_inverse=True)[1].astype(np.int64)
+
+
+def _hashes(images: ImageSet, cache: FeatureCache) -> np.ndarray:
     """The 64-bit pHash of every picture: (n,) uint64."""
-    keys = [f"phash/{digest}" for digest in digests]
+    keys = [f"phash/{images.digest(i)}" for i in range(len(images))]
     known = cache.get(keys)
     fresh = {
         key: imagehash.phash(images.image(i)).hash.ravel().astype(np.float32)

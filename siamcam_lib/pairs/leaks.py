@@ -22,7 +22,8 @@ class LeakReport:
         images: Pictures on both sides (the same item, or the same bytes under another name).
         groups: Groups on both sides (other pictures of the same flat, near-copies).
         pairs: Unordered pairs on both sides.
-        self_pairs: Pairs of a picture with itself, on either side.
+        self_pairs: Pairs of a picture with itself (the same item, or a byte-identical copy), on
+            either side.
     """
 
     images: int
@@ -36,10 +37,16 @@ class LeakReport:
     def __str__(self) -> str:
         if not self:
             return "No leak: no image, group or pair on both sides, and no self-pair."
+        alone = "is paired with itself" if self.self_pairs == 1 else "are paired with themselves"
         return (
-            f"Leak: {self.images} images, {self.groups} groups and {self.pairs} pairs are on both "
-            f"sides; {self.self_pairs} images are paired with themselves."
+            f"Leak: {_count(self.images, 'image')}, {_count(self.groups, 'group')} and "
+            f"{_count(self.pairs, 'pair')} are on both sides; "
+            f"{_count(self.self_pairs, 'image')} {alone}."
         )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def find_leaks(train: PairSet, test: PairSet) -> LeakReport:
@@ -55,15 +62,16 @@ def find_leaks(train: PairSet, test: PairSet) -> LeakReport:
         >>> print(find_leaks(sc.pairs.sample(parts.train), sc.pairs.sample(parts.test)))
         No leak: no image, group or pair on both sides, and no self-pair.
     """
-    names, groups, pairs = [], [], []
+    names, groups, pairs, self_pairs = [], [], [], 0
     for side in (train, test):
         used = np.unique(np.concatenate([side.a, side.b]))
         digest = {int(i): side.images.digest(int(i)) for i in used}
         names.append(set(digest.values()))
         groups.append(set(side.images.groups[used].tolist()))
         ends = zip(side.a.tolist(), side.b.tolist(), strict=True)
-        pairs.append({frozenset((digest[i], digest[j])) for i, j in ends})
-    self_pairs = sum(int((side.a == side.b).sum()) for side in (train, test))
+        both = [frozenset((digest[i], digest[j])) for i, j in ends]
+        pairs.append(set(both))
+        self_pairs += sum(len(pair) == 1 for pair in both)
     return LeakReport(
         len(names[0] & names[1]), len(groups[0] & groups[1]), len(pairs[0] & pairs[1]), self_pairs
     )
@@ -81,6 +89,6 @@ def check_split(parts: Split) -> None:
             shared = set(part.groups.tolist()) & set(other.groups.tolist())
             if shared:
                 raise PairError(
-                    f"The {name} and {other_name} parts share {len(shared)} groups of images "
-                    f"(first: group {min(shared)}); use sc.pairs.split with grouped=True."
+                    f"The {name} and {other_name} parts share {_count(len(shared), 'group')} of "
+                    f"images (first: group {min(shared)}); use sc.pairs.split with grouped=True."
                 )

@@ -11,6 +11,7 @@ import numpy as np
 
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import PairError
+from siamcam_lib.pairs.duplicates import contents
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class PairSet:
     Attributes:
         images: The set the positions refer to.
         a: (m,) int64 positions of the first images, the anchors.
-        b: (m,) int64 positions of their partners; never equal to `a`.
+        b: (m,) int64 positions of their partners; never equal to `a`, and in what `sample` and
+            `all_pairs` give never a byte-identical copy of it either.
         label: (m,) int64; 0 where both are of one class, 1 where they are not.
 
     Example:
@@ -46,14 +48,16 @@ def sample(images: ImageSet, seed: int = 0) -> PairSet:
     """Give each image one partner of its class and one of another (Livieris et al., section 4).
 
     An image alone in its class gets only the dissimilar pair. Partners are drawn uniformly from
-    all images of the class, or of all other classes together.
+    all images of the class, or of all other classes together, that are not the image itself under
+    another name: a pair of byte-identical copies is a self-pair in disguise.
 
     Args:
         images: One part of a split, at least two classes.
         seed: The same seed gives the same pairs.
 
     Raises:
-        PairError: if there are fewer than two classes, or no class has two images.
+        PairError: if there are fewer than two classes, or no class has two images that differ.
+        ImageError: if a picture cannot be read (its bytes are compared with those of others).
 
     Example:
         >>> import siamcam_lib as sc
@@ -61,37 +65,40 @@ def sample(images: ImageSet, seed: int = 0) -> PairSet:
         >>> bool((pairs.a != pairs.b).all())
         True
     """
-    found, counts = np.unique(images.labels, return_counts=True)
-    if len(found) < 2 or counts.max(initial=0) < 2:
-        raise PairError(
-            f"{images.name!r} has {len(images)} images of {len(found)} classes; pairs need two "
-            "classes, and at least one of them with two images."
-        )
+    content = contents(images)
     random = np.random.default_rng(seed)
     rows = []
     for anchor, label in enumerate(images.labels):
-        same = np.flatnonzero(images.labels == label)
-        same = same[same != anchor]
-        if len(same):
-            rows.append((anchor, random.choice(same), 0))
-        rows.append((anchor, random.choice(np.flatnonzero(images.labels != label)), 1))
+        other = content != content[anchor]
+        for kind, alike in enumerate((images.labels == label, images.labels != label)):
+            if len(partners := np.flatnonzero(alike & other)):
+                rows.append((anchor, random.choice(partners), kind))
+    if {kind for *_, kind in rows} != {0, 1}:
+        raise PairError(
+            f"{images.name!r} has {len(images)} images of {len(np.unique(images.labels))} classes, "
+            f"{len(np.unique(content))} of them different; pairs need two classes, and at least "
+            "one of them with two images that differ."
+        )
     a, b, label = np.array(rows, np.int64).T
     return PairSet(images, a, b, label)
 
 
 def all_pairs(images: ImageSet) -> tuple[PairSet, np.ndarray]:
-    """Every ordered pair, with the weight that `sample` gives it on average.
+    """Every ordered pair of different pictures, with the weight `sample` gives it on average.
 
     Sampling one partner of each kind and averaging over all seeds is the same as taking all
     ordered pairs with these weights; calibration uses them to be rid of the sampling's noise.
+    Like an image with itself, two byte-identical copies are no pair.
 
     Returns:
         The pairs, and (m,) float64 weights; each anchor's similar pairs weigh 1 together, and so
         do its dissimilar ones.
+
+    Raises:
+        ImageError: if a picture cannot be read (its bytes are compared with those of others).
     """
-    n = len(images)
-    a, b = np.nonzero(~np.eye(n, dtype=bool))
+    content = contents(images)
+    a, b = np.nonzero(content[:, None] != content)
     label = (images.labels[a] != images.labels[b]).astype(np.int64)
-    size = np.bincount(images.labels)[images.labels]  # of each image's class
-    weight = np.where(label == 1, 1 / np.maximum(n - size, 1)[a], 1 / np.maximum(size - 1, 1)[a])
-    return PairSet(images, a, b, label), weight
+    kind = 2 * a + label  # of one anchor, similar or dissimilar
+    return PairSet(images, a, b, label), 1 / np.bincount(kind)[kind]

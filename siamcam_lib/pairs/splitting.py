@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import PairError
-from siamcam_lib.pairs.duplicates import find_duplicates
+from siamcam_lib.pairs.duplicates import contents, find_duplicates
 
 TEST_FOLDS, VALIDATION_FOLDS = 5, 10
 """80/20, and a tenth of the training part for validation, as in Livieris et al. (section 4)."""
@@ -21,7 +21,9 @@ TEST_FOLDS, VALIDATION_FOLDS = 5, 10
 
 @dataclass(frozen=True)
 class Split:
-    """Three image sets with no image and no group in common.
+    """Three image sets with no image and no group in common, as `split` makes them.
+
+    Parts made with ``grouped=False`` may share groups; `check_split` tells.
 
     Example:
         >>> import siamcam_lib as sc
@@ -44,8 +46,9 @@ def split(images: ImageSet, seed: int = 0, *, grouped: bool = True) -> Split:
         images: At least two classes and ten groups. Groups are those of the set, joined where
             photographs are copies or near-copies of each other (`find_duplicates`).
         seed: The same seed gives the same split.
-        grouped: False splits image by image, as the paper does; chapter 1 measures what that
-            leak is worth.
+        grouped: False splits image by image, as the paper does. The parts still carry the groups,
+            so that `check_split`, `find_leaks` and `sc.fit` see which of them were parted;
+            chapter 1 measures what that leak is worth.
 
     Raises:
         PairError: if there are too few classes, images or groups to fill the three parts.
@@ -58,15 +61,17 @@ def split(images: ImageSet, seed: int = 0, *, grouped: bool = True) -> Split:
     """
     if len(np.unique(images.labels)) < 2:
         raise PairError(f"{images.name!r} has one class; pairs need at least two.")
-    if grouped and images.origin != "scenes":  # drawn scenes have no copies
-        groups = find_duplicates(images).joined(images.groups)
-    else:
-        groups = images.groups if grouped else np.arange(len(images))
+    groups = images.groups
+    if images.origin != "scenes":  # drawn scenes have no copies
+        groups = find_duplicates(images).joined(groups)
     everything = np.arange(len(images))
-    rest, test = _part(everything, images.labels, groups, TEST_FOLDS, seed, images.name)
-    train, val = _part(rest, images.labels, groups, VALIDATION_FOLDS, seed, images.name)
+    units = groups if grouped else everything  # what is never parted
+    rest, test = _part(everything, images.labels, units, TEST_FOLDS, seed, images.name)
+    train, val = _part(rest, images.labels, units, VALIDATION_FOLDS, seed, images.name)
+    content = contents(images)  # a picture and its copy make no pair
     for name, indices in (("training", train), ("validation", val), ("test", test)):
-        found, counts = np.unique(images.labels[indices], return_counts=True)
+        different = np.unique(np.stack([images.labels, content])[:, indices], axis=1)
+        found, counts = np.unique(different[0], return_counts=True)
         if len(found) < 2 or counts.max(initial=0) < 2:
             raise PairError(
                 f"The {name} part of {images.name!r} would hold {len(indices)} images of "

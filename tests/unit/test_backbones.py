@@ -109,6 +109,18 @@ class TestLite0:
         assert (best == 985).float().mean() >= 0.75
 
 
+def _make_sensitive(model: nn.Module, x: torch.Tensor) -> None:
+    """Have batch norm spread what random weights squeeze, so that the output tells inputs apart."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    with torch.no_grad():
+        model(x)
+    for norm in norms:
+        norm.eval()
+
+
 class TestByName:
     def test_torchvisions_resnet_without_its_head(self):
         found = backbones.create("resnet18", pretrained=False)
@@ -128,6 +140,62 @@ class TestByName:
         assert found.channels == 512
         assert found.mean == (0.485, 0.456, 0.406)
         assert found.std == (0.229, 0.224, 0.225)
+
+    def test_densenets_map_is_rectified_as_in_its_own_forward(self):
+        torch.manual_seed(0)
+        found = backbones.create("densenet121", pretrained=False)
+        model = torchvision.models.densenet121().eval()
+        model.features.load_state_dict(found.module.state_dict(), strict=True)
+        x = torch.rand(1, 3, 64, 96)
+        with torch.no_grad():
+            raw = model.features(x)
+            maps = found.module.eval()(x)
+            expected = model(x)
+        assert (raw < 0).float().mean() > 0.1, "or the rectifier would have nothing to do"
+        assert maps.min() == 0
+        torch.testing.assert_close(model.classifier(maps.mean((2, 3))), expected)
+        assert found.channels == 1024
+
+    @pytest.mark.parametrize(("name", "channels"), [("inception_v3", 2048), ("googlenet", 1024)])
+    def test_input_is_scaled_as_the_pretrained_network_scales_it_itself(
+        self, name, channels, recwarn
+    ):
+        """With its weights these networks bring normalised input to [-1, 1] before they start."""
+        net = sc.SiameseNet(name, embed_dim=2, pretrained=False, image_size=96).eval()
+        assert [str(w.message) for w in recwarn if w.category is FutureWarning] == []
+        assert net.projection.in_features == channels
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(name, transform_input=True, init_weights=False).eval()
+        x = torch.rand(4, 3, 96, 128) * torch.tensor([1, 0.5, 0.2]).view(3, 1, 1)
+        preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preset.mean, preset.std))
+        _make_sensitive(model, (x - mean) / std)
+        parts = [
+            part for part, _ in model.named_children()
+            if part not in ("AuxLogits", "aux1", "aux2", "avgpool", "dropout", "fc")
+        ]  # fmt: skip
+        own = {k: v for k, v in model.state_dict().items() if k.split(".")[0] in parts}
+        places = {part: str(k) for k, part in enumerate(parts)}
+        renamed = {f"{places[k.split('.')[0]]}.{k.split('.', 1)[1]}": v for k, v in own.items()}
+        net.backbone.load_state_dict(renamed, strict=True)
+        with torch.no_grad():
+            expected = model((x - mean) / std)
+            found = model.fc(net.feature_maps(x).mean((2, 3)))
+            model.transform_input = False
+            unscaled = model((x - mean) / std)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+        assert (unscaled - expected).abs().max() > 0.1, "or the scaling would not be seen"
+
+    @pytest.mark.parametrize(
+        "name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "efficientnet_v2_l"]
+    )
+    def test_input_is_normalised_as_the_weights_want_it(self, name, monkeypatch):
+        """Also where the weights are not asked for: those of a saved network are put in later."""
+        preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        monkeypatch.setattr(backbones, "channels", lambda name, module: 1)  # else slow
+        with torch.device("meta"):
+            found = backbones.create(name, pretrained=False)
+        assert (found.mean, found.std) == (tuple(preset.mean), tuple(preset.std))
 
     @pytest.mark.parametrize(
         ("name", "channels"),

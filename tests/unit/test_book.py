@@ -164,6 +164,104 @@ class TestRun:
         assert printed(run.path).strip() == str(tmp_path / "my photos")
 
 
+def staged(stage: Path, name: str) -> nbformat.NotebookNode:
+    return nbformat.read(stage / f"{name}.ipynb", as_version=4)
+
+
+class TestOnlyOnePage:
+    """`make book ONLY=...`, also where nothing or not everything was run before."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        root = contents(tmp_path / "project", "book/one", "book/two", "book/end")
+        notebook(root / "book/one.ipynb", "print(1)")
+        notebook(root / "book/two.ipynb", "print(2)")
+        (root / "book/end.md").write_text("# The end")
+        return root
+
+    def test_chapters_never_run_are_staged_without_results_and_say_so(self, root):
+        saved = nbformat.read(root / "book/two.ipynb", as_version=4)  # as JupyterLab leaves it
+        saved.cells[-1].outputs = [v4.new_output("stream", text="old results")]
+        saved.cells[-1].execution_count = 7
+        saved.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
+        nbformat.write(saved, root / "book/two.ipynb")
+        before = (root / "book/two.ipynb").read_bytes()
+        stage = root / "_build/stage"
+        assert [run.name for run in run_chapters(root, stage, only="book/end")] == ["book/end"]
+        assert [run.name for run in recorded_runs(stage)] == ["book/end"]
+        for name in ("book/one", "book/two"):
+            found = staged(stage, name)
+            nbformat.validate(found)
+            title, notice, *cells = found.cells
+            assert title.source == "# Title"
+            assert "has not been run yet" in notice.source and f"ONLY={name}`" in notice.source
+            assert [c.source for c in cells][0] == PARAMETERS
+            assert all(c.outputs == [] and c.execution_count is None for c in cells)
+            assert "widgets" not in found.metadata
+        assert (root / "book/two.ipynb").read_bytes() == before
+
+    @pytest.mark.parametrize("minor", [4, 5])
+    def test_the_notice_fits_older_notebooks(self, root, minor, recwarn):
+        old = json.loads((root / "book/one.ipynb").read_text())
+        old["nbformat_minor"] = minor
+        if minor < 5:
+            for cell in old["cells"]:
+                del cell["id"]
+        (root / "book/one.ipynb").write_text(json.dumps(old))
+        run_chapters(root, root / "stage", only="book/end")
+        nbformat.validate(json.loads((root / "stage/book/one.ipynb").read_text()))
+        assert [str(w.message) for w in recwarn] == []
+
+    def test_a_page_that_is_no_notebook_is_told_before_anything_runs(self, root):
+        (root / "book/two.ipynb").write_text("{")
+        with pytest.raises(BookError, match="Chapter book/two: .* cannot be read"):
+            run_chapters(root, root / "stage", only="book/one")
+        assert not (root / "stage/book/one.ipynb").exists()
+
+    @pytest.mark.slow
+    def test_pages_are_added_one_by_one(self, root):
+        stage = root / "_build/stage"
+        run_chapters(root, stage, only="book/two")
+        assert printed(stage / "book/two.ipynb") == "2\n"
+        assert "has not been run yet" in staged(stage, "book/one").cells[1].source
+        assert (stage / "book/end.md").read_text() == "# The end"
+        assert [run.name for run in recorded_runs(stage)] == ["book/two", "book/end"]
+        before = (stage / "book/two.ipynb").read_bytes()
+        run_chapters(root, stage, only="book/one")
+        assert printed(stage / "book/one.ipynb") == "1\n"
+        assert "has not been run yet" not in (stage / "book/one.ipynb").read_text()
+        assert (stage / "book/two.ipynb").read_bytes() == before
+        assert [r.name for r in recorded_runs(stage)] == ["book/one", "book/two", "book/end"]
+
+    @pytest.mark.slow
+    def test_a_page_that_failed_counts_as_never_run(self, root):
+        stage = root / "_build/stage"
+        run_chapters(root, stage, only="book/one")
+        notebook(root / "book/one.ipynb", "1 / 0")
+        with pytest.raises(BookError, match="ZeroDivisionError"):
+            run_chapters(root, stage, only="book/one")
+        assert [run.name for run in recorded_runs(stage)] == ["book/end"]
+        assert "ZeroDivisionError" in (stage / "book/one.ipynb").read_text()  # to be looked at
+        run_chapters(root, stage, only="book/end")
+        assert "ZeroDivisionError" not in (stage / "book/one.ipynb").read_text()
+        assert "has not been run yet" in staged(stage, "book/one").cells[1].source
+
+    @pytest.mark.slow
+    def test_the_command_builds_a_site_of_it(self, root, monkeypatch, capsys):
+        module = importlib.import_module("siamcam_lib.book.build")
+        monkeypatch.setattr(module, "vendor", lambda target: [])
+        (root / "_config.yml").write_text(
+            "title: Small\nonly_build_toc_files: true\nexecute: {execute_notebooks: 'off'}\n"
+        )
+        assert command.main(["--root", str(root), "--only", "book/two"]) == 0
+        told = capsys.readouterr().out
+        assert "Not run yet, and shown without results: book/one.\n" in told
+        site = root / "_build/html"
+        assert "has not been run yet" in (site / "book/one.html").read_text("utf-8")
+        assert "has not been run yet" not in (site / "book/two.html").read_text("utf-8")
+        assert "url=book/one.html" in (site / "index.html").read_text("utf-8")
+
+
 @pytest.mark.slow
 class TestFailure:
     def test_names_chapter_cell_and_error_and_keeps_the_notebook(self, tmp_path):

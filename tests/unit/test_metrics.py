@@ -18,6 +18,7 @@ from sklearn.metrics import (
 
 import siamcam_lib as sc
 from siamcam_lib.errors import EvaluationError
+from siamcam_lib.evaluation import metrics as module
 from siamcam_lib.evaluation.metrics import METRICS, metrics, report, score_pairs, weighted_auc
 from siamcam_lib.features import FeatureCache
 
@@ -229,6 +230,48 @@ def test_scores_are_those_of_the_network_s_own_forward(net, pairs, tmp_path) -> 
     with torch.inference_mode():
         expected = net(a, b).numpy()
     np.testing.assert_allclose(score[chosen], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 5, 12, 24, 100])
+def test_scores_do_not_depend_on_the_blocks(net, pairs, tmp_path, monkeypatch, size) -> None:
+    cache = FeatureCache(tmp_path / "features.sqlite")
+    whole = score_pairs(net, pairs, cache=cache, progress=False)
+    laid_out = []
+
+    def distance(e1: torch.Tensor, e2: torch.Tensor) -> torch.Tensor:
+        laid_out.append(len(e1))
+        return sc.SiameseNet.distance(e1, e2)
+
+    monkeypatch.setattr(module, "PAIRS_AT_ONCE", size)
+    monkeypatch.setattr(net, "distance", distance)
+    found = score_pairs(net, pairs, cache=cache, progress=False)
+    assert max(laid_out) == min(size, 24) and sum(laid_out) == len(pairs) == 24
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, whole, rtol=1e-6)
+
+
+def test_no_pairs_have_no_scores(net, pairs, tmp_path) -> None:
+    none = sc.pairs.PairSet(pairs.images, pairs.a[:0], pairs.b[:0], pairs.label[:0])
+    cache = FeatureCache(tmp_path / "features.sqlite")
+    assert score_pairs(net, none, cache=cache, progress=False).shape == (0,)
+
+
+class _Single(torch.Tensor):
+    """A tensor on a device without float64, as Apple's is."""
+
+    def double(self) -> torch.Tensor:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_scores_ask_no_device_for_float64(net, pairs, tmp_path, monkeypatch) -> None:
+    cache = FeatureCache(tmp_path / "features.sqlite")
+    expected = score_pairs(net, pairs, cache=cache, progress=False)
+    known = net.dissimilarity
+    monkeypatch.setattr(net, "dissimilarity", lambda d: known(d).as_subclass(_Single))
+    assert (score_pairs(net, pairs, cache=cache, progress=False) == expected).all()
 
 
 def test_evaluate_uses_the_network_s_threshold(net, pairs, tmp_path, monkeypatch) -> None:

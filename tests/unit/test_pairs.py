@@ -151,6 +151,51 @@ class TestSplit:
         tight = split(images, 0)
         assert not set(tight.train.groups) & set(tight.test.groups)
 
+    def test_ungrouped_parts_say_which_groups_they_share(self):
+        images = labelled(np.repeat([0, 1], 60), groups=np.tile(np.arange(30), 4))
+        loose = split(images, 0, grouped=False)
+        for part in (loose.train, loose.val, loose.test):
+            assert (part.groups == images.groups[[int(i) for i in part.items]]).all()
+        shared = len({*loose.train.groups} & {*loose.test.groups})
+        assert shared > 10
+        with pytest.raises(PairError, match=r"training and validation parts share \d+ group"):
+            check_split(loose)
+        report = find_leaks(sample(loose.train), sample(loose.test))
+        assert (report.images, report.groups, report.pairs) == (0, shared, 0)
+
+    def test_ungrouped_parts_of_photographs_say_which_copies_they_share(self, cache):
+        pictures = {f"{k:03d}": smooth(k) for k in range(40)}
+        pictures |= {f"{k:03d} saved": reencoded(pictures[f"{k:03d}"], 60) for k in range(40)}
+        labels = [int(item[:3]) % 2 for item in pictures]
+        source = Memory("folder", pictures)
+        images = labelled(labels, source=source, items=tuple(pictures))
+        loose = split(images, 0, grouped=False)
+        families = [{item[:3] for item in part.items} for part in (loose.train, loose.test)]
+        shared = len(set.intersection(*families))
+        report = find_leaks(sample(loose.train), sample(loose.test))
+        assert shared > 0
+        assert (report.images, report.groups) == (0, shared)
+
+    def test_knowing_the_groups_moves_no_image(self):
+        """The seeds' parts are those of a set that has no groups to hide."""
+        labels, groups = np.repeat([0, 1, 2], 40), np.arange(120) // 4
+        for seed in range(3):
+            loose = split(labelled(labels, groups), seed, grouped=False)
+            plain = split(labelled(labels), seed)
+            assert loose.train.items == plain.train.items
+            assert loose.val.items == plain.val.items
+            assert loose.test.items == plain.test.items
+
+    def test_a_part_of_copies_is_too_few(self):
+        """Two pictures of the smaller class in each part, but the same two."""
+        same = {f"{k:04d}": "0050" for k in range(50, 60)}
+        images = labelled(np.repeat([0, 1], [50, 10]), source=Memory(contents=same))
+        twins = {f"{k:04d}": "0000" for k in range(50)}
+        split(images, 0)  # the larger class has pairs enough
+        images = replace(images, source=Memory(contents=same | twins))
+        with pytest.raises(PairError, match="too few for one similar"):
+            split(images, 0)
+
     def test_copies_of_photographs_are_never_parted(self, cache):
         pictures = {f"{k:03d}": smooth(k) for k in range(40)}
         pictures |= {f"{k:03d} copy": pictures[f"{k:03d}"] for k in range(5)}
@@ -225,11 +270,39 @@ class TestSample:
         with pytest.raises(PairError, match="classes"):
             sample(labelled(labels))
 
+    @pytest.mark.parametrize("seed", range(20))
+    def test_a_copy_is_no_partner(self, seed):
+        """Copies within a class, and across classes where the labels contradict each other."""
+        copies = {"0001": "0000", "0004": "0000", "0002": "0003"}
+        images = labelled([0, 0, 0, 0, 1, 1, 1], source=Memory(contents=copies))
+        pairs = sample(images, seed)
+        for i, j in zip(pairs.a.tolist(), pairs.b.tolist(), strict=True):
+            assert images.digest(i) != images.digest(j)
+        assert len(pairs) == 14, "each image has others of its class and of the other left"
+
+    def test_an_image_whose_classmates_are_copies_is_alone(self):
+        images = labelled([0, 0, 1, 1], source=Memory(contents={"0001": "0000"}))
+        for seed in range(5):
+            pairs = sample(images, seed)
+            assert pairs.a[pairs.label == 0].tolist() == [2, 3]
+            assert pairs.a[pairs.label == 1].tolist() == [0, 1, 2, 3]
+
+    def test_classes_of_copies_only_are_refused(self):
+        copies = {"0001": "0000", "0003": "0002"}
+        with pytest.raises(PairError, match="4 images of 2 classes, 2 of them different"):
+            sample(labelled([0, 0, 1, 1], source=Memory(contents=copies)))
+
+    def test_without_copies_the_pairs_of_a_seed_are_those_they_were(self):
+        """From a run of the sampler as it was before it knew of copies."""
+        known = [1, 10, 0, 2, 3, 5, 2, 10, 3, 8, 6, 0, 5, 0, 8, 3, 7, 4, 11, 4, 9, 1, 10, 6]
+        assert sample(sc.datasets.load("scenes/flowers", n=12), 3).b.tolist() == known
+
     def test_it_says_how_many_of_each_kind(self):
         assert repr(sample(labelled([0, 0, 1]))) == "PairSet(5 pairs: 2 similar, 3 dissimilar)"
 
-    def test_all_pairs_weigh_what_sampling_gives_on_average(self):
-        images = labelled([0, 0, 0, 1, 1, 2, 0])
+    @pytest.mark.parametrize("copies", [{}, {"0001": "0000", "0004": "0000", "0006": "0002"}])
+    def test_all_pairs_weigh_what_sampling_gives_on_average(self, copies):
+        images = labelled([0, 0, 0, 1, 1, 2, 0], source=Memory(contents=copies))
         n, trials = len(images), 4000
         drawn = np.zeros((2, n, n))
         for seed in range(trials):
@@ -255,6 +328,17 @@ class TestSample:
                 if mine.any():
                     assert weight[mine].sum() == pytest.approx(1)
                     assert np.ptp(weight[mine]) == 0
+
+    def test_all_pairs_leave_out_copies_and_keep_the_weight(self):
+        images = labelled([0, 0, 0, 1, 1], source=Memory(contents={"0001": "0000", "0003": "0002"}))
+        pairs, weight = all_pairs(images)
+        left_out = {(i, i) for i in range(5)} | {(0, 1), (1, 0), (2, 3), (3, 2)}
+        assert {*zip(pairs.a.tolist(), pairs.b.tolist(), strict=True)} == {
+            (i, j) for i in range(5) for j in range(5) if (i, j) not in left_out
+        }
+        total = np.zeros((2, 5))
+        np.add.at(total, (pairs.label, pairs.a), weight)
+        np.testing.assert_allclose(total, 1)
 
 
 class TestDuplicates:
@@ -345,7 +429,21 @@ class TestLeaks:
         # images 0 and 3; groups 0, 2 and 3; the pair {0, 3} in the other order; two self-pairs
         assert (report.images, report.groups, report.pairs, report.self_pairs) == (2, 3, 1, 2)
         assert report
-        assert "2 images, 3 groups and 1 pairs" in str(report)
+        assert str(report) == (
+            "Leak: 2 images, 3 groups and 1 pair are on both sides; 2 images are paired with "
+            "themselves."
+        )
+
+    def test_one_is_singular_and_none_is_plural(self):
+        report = find_leaks(paired(self.images, (0, 3), (4, 4)), paired(self.images, (0, 2)))
+        assert str(report) == (
+            "Leak: 1 image, 1 group and 0 pairs are on both sides; 1 image is paired with itself."
+        )
+
+    def test_a_pair_of_copies_is_a_self_pair(self):
+        images = labelled([0, 0, 1, 1], source=Memory(contents={"0001": "0000"}))
+        report = find_leaks(paired(images, (0, 1), (0, 2)), paired(images, (3, 3)))
+        assert (report.images, report.pairs, report.self_pairs) == (0, 0, 2)
 
     def test_a_copy_under_another_name_is_the_same_image(self):
         source = Memory(contents={"0005": "0000"})
@@ -367,5 +465,5 @@ class TestLeaks:
         parts = split(labelled(np.repeat([0, 1], 40)))
         check_split(parts)
         leaky = replace(parts.val, groups=np.full(len(parts.val), parts.test.groups[0]))
-        with pytest.raises(PairError, match="validation and test.*1 groups.*first: group"):
+        with pytest.raises(PairError, match="validation and test.*1 group of.*first: group"):
             check_split(Split(parts.train, leaky, parts.test))

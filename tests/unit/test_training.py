@@ -9,7 +9,9 @@ import pickle
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.transforms import v2
 
 import siamcam_lib as sc
 from siamcam_lib import losses, training
+from siamcam_lib.augmentation import default_augmentation
 from siamcam_lib.errors import ModelError, PairError, TrainingError
 from siamcam_lib.features import FeatureCache, pooled_features
+from siamcam_lib.identity import identity
 
 # --- tiny data and nets -----------------------------------------------------------------------
 
@@ -152,19 +157,18 @@ def _as_found():
     signal.signal(signal.SIGINT, handler)
 
 
-def on_step(act, monkeypatch=None, name="supervised_contrastive"):
-    """Have `act(step, labels)` called before each training step's loss is computed."""
-    known, count = losses.OBJECTIVES[name], iter(range(10**9))
+def on_step(act, monkeypatch=None):
+    """Have `act(step, labels)` called before each training step."""
+    known, count = training._Task.training_step, iter(range(10**9))
 
-    def loss(net, e, labels, progress):
-        act(next(count), labels)
-        return known.loss(net, e, labels, progress)
+    def training_step(task, batch, batch_index):
+        act(next(count), batch[1])
+        return known(task, batch, batch_index)
 
-    patched = replace(known, loss=loss)
     if monkeypatch is None:
-        losses.OBJECTIVES[name] = patched
+        training._Task.training_step = training_step
     else:
-        monkeypatch.setitem(losses.OBJECTIVES, name, patched)
+        monkeypatch.setattr(training._Task, "training_step", training_step)
 
 
 # --- what a fit is ----------------------------------------------------------------------------
@@ -314,6 +318,32 @@ def test_no_two_epochs_learn_from_the_same_batches(split, cache, monkeypatch):
     assert len(set(epochs)) == len(epochs)
 
 
+class Single(torch.Tensor):
+    """A tensor on a device without float64, as Apple's is."""
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_no_device_is_asked_for_float64(split, cache, monkeypatch):
+    net, known = tiny_net(), tiny_net()
+    expected = train(known, split, cache).threshold
+    monkeypatch.setattr(net, "dissimilarity", lambda d: known.dissimilarity(d).as_subclass(Single))
+    assert train(net, split, cache).threshold == expected
+
+
+@pytest.mark.slow
+def test_finetuning_leaves_apples_gpu_alone(split, cache, monkeypatch):
+    mps = "lightning.fabric.accelerators.mps.MPSAccelerator"
+    monkeypatch.setattr(mps + ".is_available", lambda: True)
+    net = tiny_net()
+    train(net, split, cache, finetune=True)  # on "mps" it would raise, here as there
+    assert net.device.type == "cpu"
+
+
 # --- what is refused --------------------------------------------------------------------------
 
 
@@ -442,7 +472,14 @@ def test_interrupted_several_times(split, cache, tmp_path, monkeypatch, undistur
 
 MOMENTS = {  # fewer where each costs seconds
     False: (
-        "step 0", "step 4", "step 7", "write 0", "write 1", "write 2", "replace 0", "replace 2",
+        "step 0",
+        "step 4",
+        "step 7",
+        "write 0",
+        "write 1",
+        "write 2",
+        "replace 0",
+        "replace 2",
     ),
     True: ("step 1", "step 5", "write 1", "replace 0"),
 }
@@ -553,15 +590,26 @@ def test_the_folder_holds_only_this_training(split, cache, tmp_path):
     assert names == ["last.ckpt", "training.json"]
 
 
+KNOWN = losses.OBJECTIVES["supervised_contrastive"]
+
+
+def of_temperature(temperature):
+    def loss(net, e, labels, progress):
+        return losses.SupConLoss(temperature=temperature)(e, labels)
+
+    return replace(KNOWN, loss=loss)
+
+
 OTHERS = {
     "seed": {"seed": 1},
     "recipe": {"recipe": replace(FROZEN, dropout=0.1)},
-    "embedding": {"net": lambda: sc.SiameseNet(Tiny(), embed_dim=4, image_size=32)},
-    "loss": {"net": lambda: tiny_net(normalize=False)},
-    "data": {"split": parts(12)},
+    "network": {"net": lambda: sc.SiameseNet(Tiny(), embed_dim=4, image_size=32)},
+    "loss, network": {"net": lambda: tiny_net(normalize=False)},
+    "training images, validation images": {"split": parts(12)},
     "backbone's weights": {"net": lambda: tiny_net(start=1)},
+    "loss": {"loss": of_temperature(0.1)},
+    "augmentation": {"augmentation": default_augmentation(96)},
 }
-
 
 
 @pytest.mark.parametrize("what", OTHERS)
@@ -570,9 +618,147 @@ def test_the_folder_of_another_training_is_refused(split, cache, tmp_path, what)
     kept = (tmp_path / "last.ckpt").read_bytes()
     options = {"split": split, "net": tiny_net} | OTHERS[what]
     net = options.pop("net")()
-    with pytest.raises(TrainingError, match="holds another training"):
+    with pytest.raises(TrainingError, match=rf"holds another training \(other {what};"):
         train(net, options.pop("split"), cache, folder=tmp_path, **options)
     assert (tmp_path / "last.ckpt").read_bytes() == kept
+
+
+def test_the_same_loss_of_ones_own_is_taken_up(split, cache, tmp_path):
+    train(tiny_net(), split, cache, folder=tmp_path, loss=of_temperature(0.1))
+    fit = train(tiny_net(), split, cache, folder=tmp_path, loss=of_temperature(0.1))
+    assert fit.resumed_at == FROZEN.epochs
+    with pytest.raises(TrainingError, match="other loss;"):
+        train(tiny_net(), split, cache, folder=tmp_path, loss=of_temperature(0.2))
+
+
+def test_the_default_augmentation_is_the_same_when_it_is_given(split, cache, tmp_path):
+    train(tiny_net(), split, cache, folder=tmp_path)
+    own = default_augmentation(FROZEN.crop_size)
+    fit = train(tiny_net(), split, cache, folder=tmp_path, augmentation=own)
+    assert fit.resumed_at == FROZEN.epochs
+
+
+@pytest.mark.slow
+def test_a_finetuning_is_not_taken_up_with_another_augmentation(split, cache, tmp_path):
+    def crops(size):
+        return {"finetune": True, "augmentation": default_augmentation(size), "folder": tmp_path}
+
+    train(tiny_net(), split, cache, **crops(24))
+    assert train(tiny_net(), split, cache, **crops(24)).resumed_at == FINETUNE.epochs
+    with pytest.raises(TrainingError, match="other augmentation;"):
+        train(tiny_net(), split, cache, **crops(16))
+
+
+class Blur:
+    """An augmentation written as a class."""
+
+    def __init__(self, width, then=None):
+        self.width, self.then = width, then
+
+    def __call__(self, picture):
+        return picture
+
+
+@dataclass(frozen=True)
+class Chosen:
+    width: float
+    seen: list = field(default_factory=list, compare=False)
+
+
+def bound(value):
+    def act(picture, by=2):
+        return picture * value * by
+
+    return act
+
+
+def twice(picture):
+    return bound(2)
+
+
+class Level(Enum):
+    LOW = 1
+    HIGH = 2
+
+
+def ring(width):
+    one = Blur(width)
+    one.then = Blur(width, then=one)
+    return one
+
+
+# Of each row the settings differ from one another; each is made anew by calling it.
+SETTINGS = {
+    "numbers": [lambda: 1, lambda: 1.5, lambda: True, lambda: None, lambda: "1", lambda: [1]],
+    "enumerations": [lambda: Level.LOW, lambda: Level.HIGH],
+    "transforms": [lambda: v2.RandomHorizontalFlip(0.5), lambda: v2.RandomHorizontalFlip(0.2),
+                   lambda: v2.RandomVerticalFlip(0.5)],
+    "what repr leaves out": [lambda: v2.ToDtype(torch.float32), lambda: v2.ToDtype(torch.uint8)],
+    "composed": [lambda: v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32)]),
+                 lambda: v2.Compose([v2.ToDtype(torch.float32), v2.ToImage()]),
+                 lambda: default_augmentation(24), lambda: default_augmentation(25)],
+    "partials": [lambda: partial(losses.contrastive, margin=1), lambda: losses.contrastive,
+                 lambda: partial(losses.contrastive, margin=2), lambda: partial(twice, 1)],
+    "closures": [lambda: bound(1), lambda: bound(2), lambda: bound([2]), lambda: twice],
+    "lambdas": [lambda: v2.Lambda(lambda x: x + 1), lambda: v2.Lambda(lambda x: x + 2),
+                lambda: v2.Lambda(lambda x, by=2: x + 1)],
+    "arrays": [lambda: np.arange(3), lambda: np.arange(3.0), lambda: np.arange(4)[:0],
+               lambda: torch.arange(3), lambda: torch.ones(3, dtype=torch.bfloat16),
+               lambda: torch.tensor(1.0), lambda: torch.ones(1), lambda: np.array([None, 1])],
+    "sets": [lambda: {"b", "a", "c"}, lambda: {"a", "c"}, lambda: {1: 2, "a": 3}, lambda: {1: 2}],
+    "objects": [lambda: Blur(1), lambda: Blur(2), lambda: Blur(1, then=Blur(1)), lambda: ring(1),
+                lambda: Chosen(1), lambda: Chosen(2), lambda: Path("a"), lambda: Path("b"),
+                lambda: Blur, lambda: Chosen, lambda: np, lambda: Blur(1).__call__],
+    "weights": [lambda: Tiny(0), lambda: Tiny(1), lambda: Tiny(0).layers],
+    "losses": [lambda: losses.SupConLoss(0.1), lambda: losses.SupConLoss(0.2),
+               lambda: losses.OBJECTIVES["paper"], lambda: losses.OBJECTIVES["margin"]],
+}  # fmt: skip
+
+
+def told(setting) -> str:
+    return json.dumps(identity(setting), sort_keys=True)
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_settings_are_told_apart_and_told_again(kind):
+    settings = SETTINGS[kind]
+    assert [told(make()) for make in settings] == [told(make()) for make in settings]
+    assert len({told(make()) for make in settings}) == len(settings)
+
+
+@pytest.mark.slow
+def test_settings_are_the_same_in_another_process():
+    """Neither an address nor the seed of Python's hashes is in what is written down."""
+    told_here = [told(make()) for row in SETTINGS.values() for make in row]
+    script = (
+        "import importlib.util, json, sys\n"
+        f"spec = importlib.util.spec_from_file_location({__name__!r}, {__file__!r})\n"
+        f"module = sys.modules[{__name__!r}] = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "rows = module.SETTINGS.values()\n"
+        "print(json.dumps([module.told(make()) for row in rows for make in row]))\n"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "12345"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == told_here
+    assert " at 0x" not in "".join(told_here)
+
+
+def test_what_a_function_did_before_does_not_matter():
+    """Python rewrites the code of a function that runs often."""
+    act = bound(3)
+    before = told(act)
+    for k in range(10_000):
+        act(k)
+    assert told(act) == before
+
+
+def test_what_says_nothing_of_itself_is_told_by_its_class():
+    first, other = np.random.default_rng(1), np.random.default_rng(2)
+    assert told(first) == told(other) == '{"numpy.random._generator.Generator": {}}'
 
 
 def test_a_folder_that_cannot_be_written_is_told(split, cache, tmp_path):
