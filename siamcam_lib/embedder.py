@@ -26,6 +26,7 @@ from siamcam_lib.heads import PooledHead, PooledSeen, Seen, TracedSeen
 from siamcam_lib.model import SiameseNet, squares
 
 Comparison = Callable[[Tensor, Tensor], Tensor]
+ROUNDING = 1e-6  # how far from [0, 1] a dissimilarity may be by rounding
 
 
 def cosine(e1: Tensor, e2: Tensor) -> Tensor:
@@ -112,7 +113,13 @@ class SiameseEmbedder(Explainable):
         weight, bias = (p.detach().cpu() for p in net.projection.parameters())
         with evaluating(net), torch.inference_mode():
             maps = net.feature_maps(net.to_tensor(images).to(net.device)).cpu()
-            return PooledSeen(maps, PooledHead(weight, bias))
+            seen = PooledSeen(maps, PooledHead(weight, bias))
+        if not torch.isfinite(seen.embedding).all():
+            raise ExplanationError(
+                "The network's embedding is not finite; its weights are damaged. Load or train it "
+                "again."
+            )
+        return seen
 
     def compare(self, e1: Tensor, e2: Tensor) -> Compared:  # noqa: D102
         return SiameseComparison(**_without(self.settings, "comparison"))(e1, e2)
@@ -144,8 +151,8 @@ class Embedder(Explainable):
     """Any module that maps images (B, 3, H, W) to embeddings (B, E), seen through one layer.
 
     Where everything after the layer is an average over space, with or without a linear layer and
-    a ReLU, its maps have the closed form; this is tried on the first images and taken only where
-    it agrees. Any other head is differentiated, the head alone.
+    a ReLU, its maps have the closed form; this is tried on every batch and taken only where it
+    agrees. Any other head is differentiated, the head alone.
 
     Args:
         module: The network; used in evaluation mode and left as it was.
@@ -200,9 +207,9 @@ class Embedder(Explainable):
         self.comparison = COMPARISONS.get(comparison, comparison)
         name = comparison if isinstance(comparison, str) else _function_name(comparison)
         self.settings = {"comparison": name}
-        self.mean, self.std = (torch.tensor(tuple(x)).view(-1, 1, 1) for x in (mean, std))
-        self._head: PooledHead | None = None
-        self._tried = False
+        self.mean, self.std = _per_channel("mean", mean), _per_channel("std", std)
+        if not (self.std > 0).all():
+            raise ExplanationError(f"std is positive in every channel; {std!r} was given.")
 
     def __repr__(self) -> str:
         kind = type(self.module).__name__
@@ -213,12 +220,7 @@ class Embedder(Explainable):
     def see(self, images: Sequence[Image.Image]) -> Seen:  # noqa: D102
         # A graph that began outside inference mode must be followed there too.
         with evaluating(self.module), torch.inference_mode(False), torch.enable_grad():
-            leaf, output, after = self._look(images)
-            if not self._tried:
-                self._head, self._tried = _pooled(leaf, output, after), True
-        if self._head is not None:
-            return PooledSeen(leaf.detach().cpu(), self._head)
-        return TracedSeen(leaf, output)
+            return _pooled(*self._look(images))
 
     def _look(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor, list[nn.Module]]:
         """The layer's output as a leaf, the embedding on its graph, the modules run in between."""
@@ -307,7 +309,7 @@ def compare_by_gradient(comparison: Comparison, e1: Tensor, e2: Tensor) -> Compa
                 f"The comparison returned {_shape(y)}; expected one dissimilarity for each of "
                 f"{len(e1)} pairs, ({len(e1)},)."
             )
-        if not (torch.isfinite(y).all() and (y >= 0).all() and (y <= 1).all()):
+        if not (torch.isfinite(y).all() and (y >= -ROUNDING).all() and (y <= 1 + ROUNDING).all()):
             raise ExplanationError(
                 "The comparison returned values outside [0, 1]; squash the distance first, "
                 "d/(1 + d) for example."
@@ -323,7 +325,7 @@ def compare_by_gradient(comparison: Comparison, e1: Tensor, e2: Tensor) -> Compa
             "The gradient of the comparison is not finite; it must be differentiable wherever the "
             "two embeddings differ."
         )
-    return Compared(y.detach(), v1, v2)
+    return Compared(y.detach().clamp(0, 1), v1, v2)
 
 
 def as_explainable(net: Any, layer: str | None = None, **options: Any) -> Explainable:
@@ -388,33 +390,44 @@ def find_layer(module: nn.Module, layer: str) -> nn.Module:
     )
 
 
-def _pooled(leaf: Tensor, output: Tensor, after: list[nn.Module]) -> PooledHead | None:
-    """The head as a `PooledHead`, if it is one: guessed from what ran, kept only if it agrees."""
+def _pooled(leaf: Tensor, output: Tensor, after: list[nn.Module]) -> Seen:
+    """In closed form if the head pools and projects: guessed from what ran, kept if it agrees."""
+    traced = TracedSeen(leaf, output)
     silent = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
     rest = [m for m in after if not isinstance(m, silent)]
-    kinds = [type(m) for m in rest]
-    if kinds not in ([], [nn.Linear], [nn.Linear, nn.ReLU]):
-        return None
+    if [type(m) for m in rest] not in ([], [nn.Linear], [nn.Linear, nn.ReLU]):
+        return traced
     weight = bias = None
     if rest:
         weight = rest[0].weight.detach().cpu()
         bias = None if rest[0].bias is None else rest[0].bias.detach().cpu()
-    if (weight if weight is not None else leaf).shape[1] != leaf.shape[1]:
-        return None
-    every = torch.arange(len(leaf))
+    shape = (leaf.shape[1],) * 2 if weight is None else weight.shape
+    if shape != (output.shape[1], leaf.shape[1]):
+        return traced
+    maps, every = leaf.detach().cpu(), torch.arange(len(leaf))
     v = torch.linspace(-1, 2, output.shape[1], dtype=torch.float64).expand(len(leaf), -1)
-    traced = TracedSeen(leaf, output)
+    truth = traced.embedding, traced.weights(every, v)
     for relu in (False, True):
-        guess = PooledSeen(leaf.detach().cpu(), PooledHead(weight, bias, relu))
-        if guess.embedding.shape == output.shape and all(
-            torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
-            for one, other in (
-                (guess.embedding, traced.embedding),
-                (guess.weights(every, v), traced.weights(every, v)),
-            )
-        ):
-            return guess.head
-    return None
+        guess = PooledSeen(maps, PooledHead(weight, bias, relu))
+        if all(map(_agree, (guess.embedding, guess.weights(every, v)), truth)):
+            return guess
+    return traced
+
+
+def _per_channel(name: str, values: Any) -> Tensor:
+    """Three finite numbers, (3, 1, 1)."""
+    try:
+        found = torch.tensor([float(x) for x in values])
+    except (TypeError, ValueError):
+        found = torch.tensor([])
+    if found.shape != (3,) or not torch.isfinite(found).all():
+        raise ExplanationError(f"{name} is three numbers, one for each of RGB, not {values!r}.")
+    return found.view(3, 1, 1)
+
+
+def _agree(found: Tensor, truth: Tensor) -> bool:
+    """Equal but for the rounding of a float32 network; a head that is nearly linear is not."""
+    return bool((found - truth).abs().max() <= 1e-5 * truth.abs().max())
 
 
 @contextmanager
@@ -431,8 +444,10 @@ def _needs_no_gradient(module: nn.Module) -> Iterator[None]:
 
 
 def _digest(module: nn.Module, settings: str) -> str:
-    total = hashlib.sha256(settings.encode())
+    total = hashlib.sha256(f"{settings}\n{module}".encode())
     for name, tensor in module.state_dict().items():
+        if name == "_threshold":  # of a SiameseNet; no embedding and no map depends on it
+            continue
         total.update(name.encode())
         plain = tensor.detach().cpu().contiguous().reshape(-1)
         total.update(plain.view(torch.uint8).numpy())

@@ -6,6 +6,7 @@ Taught in chapter 4 (Grad-CAM maths). An image is kept as its projected map P an
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +33,7 @@ from siamcam_lib.embedder import (
 )
 from siamcam_lib.errors import GalleryError
 from siamcam_lib.explain import Explanation, check_names, directions, finish
-from siamcam_lib.shards import KINDS, Shards, ShardWriter, blocks, half
+from siamcam_lib.shards import KINDS, Shards, ShardWriter, blocks, half, join, positive
 
 
 @dataclass(frozen=True)
@@ -121,20 +122,31 @@ class Gallery:
         pictures = _Pictures(images)
         if not len(pictures):
             raise GalleryError("A gallery needs at least one image; none was given.")
-        for name, value in (("batch_size", batch_size), ("images_per_shard", images_per_shard)):
-            if not isinstance(value, int) or value < 1:
-                raise GalleryError(f"{name} is a positive whole number, not {value!r}.")
+        positive("batch_size", batch_size)
+        positive("images_per_shard", images_per_shard)
         rows = _Held() if folder is None else ShardWriter(folder, images_per_shard)
-        shape: tuple[int, ...] = ()
+        places: dict[bytes, int] = {}  # a picture that comes again is not looked at again
         bar = tqdm(total=len(pictures), desc="gallery", unit="image", disable=not progress,
                    leave=False)  # fmt: skip
         with bar:
             for start, stop in blocks(len(pictures), batch_size):
                 batch = [pictures[i] for i in range(start, stop)]
-                projected = seeing.see(batch).project()
-                shape = tuple(projected.maps.shape[1:])
-                rows.add(_as_rows(projected, batch, exact=folder is None))
+                keys = [_content(picture) for picture in batch]
+                fresh = {key: k for k, key in enumerate(keys) if key not in places}
+                if fresh:
+                    looked = [batch[k] for k in fresh.values()]
+                    seen = _as_rows(seeing.see(looked).project(), looked, folder is None)
+                order = {key: k for k, key in enumerate(fresh)}
+                parts = [
+                    {kind: values[order[key] : order[key] + 1] for kind, values in seen.items()}
+                    if key in order else rows.row(places[key])
+                    for key in keys
+                ]  # fmt: skip
+                rows.add(join(parts))
+                for k, key in enumerate(keys):
+                    places.setdefault(key, start + k)
                 bar.update(len(batch))
+        shape = tuple(parts[0]["maps"].shape[1:])
         table = {
             "threshold": seeing.threshold, "settings": seeing.settings, "shape": shape,
             "digest": seeing.digest(),
@@ -309,6 +321,8 @@ class Gallery:
             `Tile`, row by row; the pair (i, i) is among them and blank for ``"gradcam"``.
         """
         check_names(method)
+        positive("rows", rows)
+        positive("columns", columns)
         for start, stop in blocks(len(self), rows):
             maps = self.maps(start, stop).flatten(2)  # (r, E, Z)
             e1 = torch.from_numpy(self.embeddings[start:stop])
@@ -343,7 +357,7 @@ class Gallery:
                     if self.unit:
                         method, factor = "cosine", torch.where(how.d > 0, factor / how.d, 0)
                 case "cosine":
-                    method, factor = "cosine", 0.5 * (how.d > 0)
+                    method, factor = "cosine", 0.5
                 case "l2":
                     method, factor = "distance", 1 / (1 + how.d) ** 2
                 case _:
@@ -381,14 +395,29 @@ class Gallery:
 
     def _search(self, e: Tensor, k: int) -> np.ndarray:
         k = min(k, len(self))
+        if self._index is None:
+            everyone = torch.from_numpy(self.embeddings).double()
+            judged = [
+                self.compare(e.double().expand(stop - start, -1), everyone[start:stop])
+                for start, stop in blocks(len(self), 8192)
+            ]
+            y = torch.cat([part.dissimilarity for part in judged]).numpy()
+            return np.argsort(y, kind="stable")[:k]
         _, found = self._index.search(np.ascontiguousarray(self._direction(e.numpy())), k)
         return found[0]
 
     @cached_property
     def _index(self) -> Any:
+        """By distance or, for the cosine, by product; None where neither orders the pairs."""
         import faiss  # loaded by whoever searches
 
-        index = faiss.IndexFlatL2(self.embeddings.shape[1])
+        settings, length = self._table["settings"], self.embeddings.shape[1]
+        if settings["comparison"] == "cosine":
+            index = faiss.IndexFlatIP(length)
+        elif settings["comparison"] == "l2" or settings.get("slope", 0.0) > 0:
+            index = faiss.IndexFlatL2(length)
+        else:
+            return None
         for start, stop in blocks(len(self), 8192):
             index.add(np.ascontiguousarray(self._direction(self.embeddings[start:stop])))
         return index
@@ -412,7 +441,12 @@ class _Pictures(Sequence):
     """Images of a set or a sequence, read when asked for."""
 
     def __init__(self, images: ImageSet | Sequence[Any]) -> None:
-        if not isinstance(images, ImageSet) and not hasattr(images, "__getitem__"):
+        several = isinstance(images, ImageSet) or (
+            images.ndim == 4
+            if isinstance(images, np.ndarray | Tensor)
+            else isinstance(images, Sequence) and not isinstance(images, str | bytes)
+        )
+        if not several:
             raise GalleryError(
                 f"Images come as an ImageSet or a list, not as {type(images).__name__}."
             )
@@ -455,11 +489,22 @@ class _Held:
         self._whole = {kind: np.concatenate(parts) for kind, parts in self._parts.items()}
         self._parts.clear()
 
+    def row(self, i: int) -> dict[str, np.ndarray]:
+        for k, part in enumerate(self._parts["size"]):
+            if i < len(part):
+                return {kind: parts[k][i : i + 1] for kind, parts in self._parts.items()}
+            i -= len(part)
+        raise IndexError(i)
+
     def __len__(self) -> int:
         return len(self._whole["size"])
 
     def read(self, kind: str, start: int, stop: int) -> np.ndarray:
         return self._whole[kind][start:stop]
+
+
+def _content(image: Image.Image) -> bytes:
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
 
 
 def _as_rows(

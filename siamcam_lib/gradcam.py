@@ -194,15 +194,15 @@ def coefficients(method: str, how: Relation, unit: bool = False) -> tuple[Tensor
         [-0.25, 0.25]
     """
     n1, n2, d = _nonzero(how.n1), _nonzero(how.n2), _nonzero(how.d)
+    differ = how.d > 0  # of equal embeddings the two products cancel, and are left out
     if method == "cosine":
-        return -how.cos / n1**2, 1 / (n1 * n2)
+        return -how.cos * differ / n1**2, differ / (n1 * n2)
     one = torch.ones_like(how.d)
     own, other = (one / n1**2, one / (n1 * n2)) if unit else (one, one)
     if method == "shared":
         return torch.zeros_like(own), other
     if method == "self":
         return own, torch.zeros_like(other)
-    differ = how.d > 0  # of equal embeddings the two products cancel, and are left out
     return -own * differ / d, other * differ / d
 
 

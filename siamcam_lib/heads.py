@@ -9,6 +9,7 @@ differentiated.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,11 +36,18 @@ class PooledHead:
     bias: Tensor | None = None
     relu: bool = True
 
+    @cached_property
+    def exact_weight(self) -> Tensor | None:
+        """W in float64, or None."""
+        return None if self.weight is None else self.weight.double()
+
     def embed(self, maps: Tensor) -> Tensor:
         """Embeddings of feature maps (n, K, h, w): (n, E) float64."""
         pooled = maps.mean(dim=(2, 3), dtype=torch.float64)
-        if self.weight is not None:
-            pooled = pooled @ self.weight.double().T
+        if self.exact_weight is not None:
+            # A product of matrices rounds by the row; what is equal must stay equal.
+            distinct, place = torch.unique(pooled, dim=0, return_inverse=True)
+            pooled = (distinct @ self.exact_weight.T)[place]
         if self.bias is not None:
             pooled = pooled + self.bias.double()
         return pooled.relu() if self.relu else pooled
@@ -92,7 +100,8 @@ class PooledSeen(Seen):
     def weights(self, rows: Tensor, v: Tensor) -> Tensor:  # noqa: D102
         active = v * (self.embedding[rows] > 0) if self.head.relu else v  # D v
         area = self.maps.shape[2] * self.maps.shape[3]
-        return (active if self.head.weight is None else active @ self.head.weight.double()) / area
+        exact = self.head.exact_weight
+        return (active if exact is None else active @ exact) / area
 
     def project(self) -> Projected:  # noqa: D102
         maps = self.maps.float()

@@ -24,6 +24,7 @@ FORMAT = "siamcam-gallery-1"
 TABLE = "gallery.json"
 KINDS = {"maps": np.float16, "scale": np.float32, "embedding": np.float32, "size": np.int32}
 """Maps are stored in half precision, each divided by its largest absolute value, `scale`."""
+_CODES = {np.float16: "F16", np.float32: "F32", np.int32: "I32"}  # in safetensors' words
 
 
 class Shards:
@@ -39,6 +40,8 @@ class Shards:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.table = _read_table(self.folder)
+        shape = tuple(self.table["shape"])
+        self._rows_are = {"maps": shape, "scale": (), "embedding": shape[:1], "size": (2,)}
         self._files = [self._open(name) for name in self.table["shards"]]
         self._ends = np.cumsum([self._rows(file) for file in self._files]).tolist()
         if self._ends[-1] != self.table["images"]:
@@ -55,6 +58,12 @@ class Shards:
             file = safe_open(self.folder / name, framework="numpy")
             if set(file.keys()) != set(KINDS):
                 raise ValueError(f"it holds {sorted(file.keys())}")
+            rows = self._rows(file)
+            for kind, dtype in KINDS.items():
+                part = file.get_slice(kind)
+                have = part.get_dtype(), tuple(part.get_shape())
+                if have != (_CODES[dtype], (rows, *self._rows_are[kind])):
+                    raise ValueError(f"{kind} is {have[0]} {have[1]}")
             return file
         except (SafetensorError, OSError, ValueError) as error:
             raise GalleryError(
@@ -99,19 +108,31 @@ class ShardWriter:
                 f"{self.folder} holds a gallery already; open it with Gallery.open, or give "
                 "another folder."
             )
+        positive("images_per_shard", images_per_shard)
+        with _saying(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, rows: dict[str, np.ndarray]) -> None:
         """Take rows of all `KINDS`; whole shards are written at once."""
         self._waiting.append(rows)
         while sum(len(part["size"]) for part in self._waiting) >= self.images_per_shard:
-            joined = _join(self._waiting)
+            joined = join(self._waiting)
             self._write({k: v[: self.images_per_shard] for k, v in joined.items()})
             self._waiting = [{k: v[self.images_per_shard :] for k, v in joined.items()}]
+
+    def row(self, i: int) -> dict[str, np.ndarray]:
+        """Row `i` of those taken so far."""
+        if i >= self.images:
+            i -= self.images
+            return {kind: values[i : i + 1] for kind, values in join(self._waiting).items()}
+        shard, offset = divmod(i, self.images_per_shard)
+        with safe_open(self.folder / self.names[shard], framework="numpy") as file:
+            return {kind: file.get_slice(kind)[offset : offset + 1] for kind in KINDS}
 
     def close(self, about: dict[str, Any]) -> None:
         """Write what is left and the table."""
         if any(len(part["size"]) for part in self._waiting):
-            self._write(_join(self._waiting))
+            self._write(join(self._waiting))
         table = {"format": FORMAT, "images": self.images, "shards": self.names, **about}
         with _saying(self.folder), whole_file(self.folder / TABLE) as temporary:
             temporary.write_text(json.dumps(table, indent=1), encoding="utf-8")
@@ -148,13 +169,20 @@ def half(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (maps / safe).astype(np.float16), scale
 
 
+def positive(name: str, value: Any) -> None:
+    """Raise `GalleryError` where `value` is no positive whole number."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise GalleryError(f"{name} is a positive whole number, not {value!r}.")
+
+
 def blocks(count: int, size: int) -> Iterator[tuple[int, int]]:
     """0…count in pieces of at most `size`."""
     for start in range(0, count, size):
         yield start, min(start + size, count)
 
 
-def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Rows one after the other."""
     return {kind: np.concatenate([part[kind] for part in parts]) for kind in KINDS}
 
 
@@ -171,10 +199,29 @@ def _read_table(folder: Path) -> dict[str, Any]:
             raise ValueError(f"format {table['format']!r}, expected {FORMAT!r}")
         names = table["shards"]
         whole = all(isinstance(n, str) and Path(n).name == n for n in names)
-        if not names or not whole or not isinstance(table["settings"], dict):
-            raise ValueError("its entries are wrong")
+        if not names or not whole:
+            raise ValueError(f"shards {names!r}")
+        if not (isinstance(table["threshold"], float) and 0 < table["threshold"] < 1):
+            raise ValueError(f"threshold {table['threshold']!r}")
+        shape = table["shape"]
+        if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+            raise ValueError(f"shape {shape!r}")
+        if not isinstance(table["digest"], str) or "images" not in table:
+            raise ValueError(f"digest {table['digest']!r}, images {table.get('images')!r}")
+        _check_settings(table["settings"])
         return table
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise GalleryError(
             f"{path} is damaged or not of this library ({error}); make the gallery again."
         ) from error
+
+
+def _check_settings(settings: Any) -> None:
+    """Raise ValueError where a comparison could not be made with these settings."""
+    kinds = {"comparison": str}
+    if settings["comparison"] == "siamese":
+        kinds |= {"unit": bool, "slope": float, "offset": float}
+    if settings.keys() != kinds.keys() or not all(
+        isinstance(settings[name], kind) for name, kind in kinds.items()
+    ):
+        raise ValueError(f"settings {settings!r}")
