@@ -428,6 +428,27 @@ class Gallery:
             return e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), 1e-12)
         return e
 
+    def widget(self, **options: Any) -> Any:
+        """The pair explorer on this gallery, with or without a kernel.
+
+        Args:
+            options: As in `siamcam_lib.widgets.pair_explorer`.
+        """
+        from siamcam_lib import widgets  # a view, above this module: imported when asked for
+
+        return widgets.pair_explorer(self, **options)
+
+    def to_html(self, path: str | Path, **options: Any) -> Path:
+        """Write the pair explorer as one self-contained file to send to a colleague.
+
+        Args:
+            path: Of the file.
+            options: As in `siamcam_lib.widgets.to_html`.
+        """
+        from siamcam_lib import widgets
+
+        return widgets.to_html(self, path, **options)
+
     def _check(self, i: Any) -> int:
         whole = isinstance(i, int | np.integer) and not isinstance(i, bool)
         if not whole or not 0 <= i < len(self):

@@ -412,6 +412,22 @@ class TestClosedForm:
         truth = (gradient.mean(dim=(2, 3), keepdim=True) * kept[0].detach()).sum(dim=1)
         close(raw, truth, 1e-6)
 
+    @pytest.mark.xfail(strict=True, reason="of 4, 7, 10 … units one has no weight in the trial")
+    @pytest.mark.parametrize("units", [4, 7, 10])
+    def test_a_unit_just_below_its_switch_is_off(self, units):
+        """Its value is hardly wrong without the ReLU, its gradient is: no unit may go untried."""
+        module = Body(lambda m, A: torch.relu(m.fc(mean(A))), out=units).double()
+        off = (units - 1) // 3
+        seeing = sc.Embedder(module, "features", image_size=SIDE)
+        with torch.no_grad():
+            module.fc.bias.add_(20)  # all other units are on
+            g = mean(module.features(module.stem(batch_of(seeing, PAIR)).relu()))
+            module.fc.bias[off] = -(g @ module.fc.weight[off]).max() - 1e-6
+            assert (module(batch_of(seeing, PAIR)) == 0).sum() == 2
+        nearest = PAIR[int((g @ module.fc.weight[off]).argmax())]  # 1e-6 below, of about 20
+        v = nn.functional.one_hot(torch.tensor([off]), units).double()
+        assert (seeing.see([nearest]).along(torch.arange(1), v) == 0).all()
+
     def test_a_linear_layer_that_is_not_the_last_word(self):
         """Linear runs, its output is changed by plain arithmetic: no closed form."""
         module = Body(lambda m, A: m.fc(mean(A)) ** 2)
@@ -891,6 +907,13 @@ class TestErrors:
 
         with pytest.raises(ExplanationError, match=r"outside any torch.no_grad\(\)"):
             self.look(Frozen(lambda m, A: m.fc(mean(A))))
+
+    @pytest.mark.xfail(strict=True, reason="autograd's own error comes through")
+    def test_a_head_that_cannot_be_differentiated(self):
+        """What a ReLU keeps for its gradient is overwritten: such a module cannot be trained."""
+        module = Body(lambda m, A: m.fc(mean(torch.relu(A).mul_(2))))
+        with pytest.raises(ExplanationError, match="differentiated"):
+            self.look(module)
 
     def test_a_module_for_other_images(self):
         grey = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
