@@ -246,10 +246,10 @@ class Embedder(Explainable):
         try:
             with _needs_no_gradient(self.module):
                 output = self.module(batch.to(like))
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ExplanationError(
-                f"The network does not take images {tuple(batch.shape)} ({error}); "
-                "set image_size, or wrap it in a module that does."
+                f"The network does not take one batch of images {tuple(batch.shape)} ({error}); "
+                "set image_size, or wrap it in a module that takes just that."
             ) from error
         finally:
             for hook in hooks:
@@ -405,11 +405,12 @@ def _pooled(leaf: Tensor, output: Tensor, after: list[nn.Module]) -> Seen:
     if shape != (output.shape[1], leaf.shape[1]):
         return traced
     maps, every = leaf.detach().cpu(), torch.arange(len(leaf))
-    v = torch.linspace(-1, 2, output.shape[1], dtype=torch.float64).expand(len(leaf), -1)
+    v = torch.linspace(1, 2, output.shape[1], dtype=torch.float64).expand(len(leaf), -1)
     truth = traced.embedding, traced.weights(every, v)
     for relu in (False, True):
         guess = PooledSeen(maps, PooledHead(weight, bias, relu))
-        if all(map(_agree, (guess.embedding, guess.weights(every, v)), truth)):
+        found = guess.embedding, guess.weights(every, v)
+        if all(_agree(*both, output.dtype) for both in zip(found, truth, strict=True)):
             return guess
     return traced
 
@@ -425,9 +426,10 @@ def _per_channel(name: str, values: Any) -> Tensor:
     return found.view(3, 1, 1)
 
 
-def _agree(found: Tensor, truth: Tensor) -> bool:
-    """Equal but for the rounding of a float32 network; a head that is nearly linear is not."""
-    return bool((found - truth).abs().max() <= 1e-5 * truth.abs().max())
+def _agree(found: Tensor, truth: Tensor, dtype: torch.dtype) -> bool:
+    """Equal but for the network's own rounding; a head that is nearly linear is not linear."""
+    room = 64 * torch.finfo(dtype).eps
+    return bool((found - truth).abs().max() <= room * truth.abs().max())
 
 
 @contextmanager

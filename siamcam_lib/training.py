@@ -254,7 +254,6 @@ def _finetuning(net, split, recipe, augmentation, cache, progress):
     """The same of the fine-tuning mode: pictures instead of features."""
     pictures = [split.val.image(i) for i in range(len(split.val))]
     val = net.to_tensor(pictures)
-    net.to(memory_format=torch.channels_last)
     return AugmentedImages(split.train, augmentation), val, net.embed
 
 

@@ -150,7 +150,8 @@ class TestCache:
         net = network()
         before = features(net, images(3), cache)
         with torch.no_grad():
-            net.backbone.state_dict()[tensor].view(-1)[0] += 1e-3
+            changed = net.backbone.state_dict()[tensor]
+            changed[(0,) * changed.ndim] += 1e-3
         after = features(net, images(3), cache)
         assert net.backbone.seen == 6
         assert not torch.equal(before, after)
