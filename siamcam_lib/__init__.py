@@ -13,7 +13,17 @@ Example:
     True
 """
 
-from siamcam_lib import datasets, errors, evaluation, gradcam, losses, pairs, plots
+from siamcam_lib import (
+    cropping,
+    datasets,
+    errors,
+    evaluation,
+    gradcam,
+    losses,
+    pairs,
+    plots,
+    widgets,
+)
 from siamcam_lib.embedder import Embedder
 from siamcam_lib.evaluation import Report, evaluate
 from siamcam_lib.explain import Explanation, explain
@@ -33,6 +43,7 @@ __all__ = [
     "Recipe",
     "Report",
     "SiameseNet",
+    "cropping",
     "datasets",
     "errors",
     "evaluate",
@@ -43,4 +54,5 @@ __all__ = [
     "losses",
     "pairs",
     "plots",
+    "widgets",
 ]

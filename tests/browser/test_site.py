@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import shutil
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
 from siamcam_lib.book import build
 
@@ -21,7 +17,6 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(3000)]
 
 ROOT = Path(__file__).resolve().parents[2]
 NARROW, WIDE = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 # All that a page must show, read in one go.
 LOOK = """() => {
   const all = (selector) => [...document.querySelectorAll(selector)];
@@ -36,6 +31,7 @@ LOOK = """() => {
     // docutils writes the file's name where nobody wrote a text
     mute: all("img").filter((i) => !i.alt.trim() || /\\.(png|jpe?g|svg)$/i.test(i.alt)).map(short),
     widgets: all('script[type="application/vnd.jupyter.widget-view+json"]').length,
+    explorers: all(".siamcam-explorer").length,
     shown: all(".widget-subarea").filter((w) => w.childElementCount).length,
   };
 }"""
@@ -45,6 +41,8 @@ READY = """() => {
   const mathjax = window.MathJax?.startup?.promise;
   return widgets.length <= drawn.length && (!mathjax || mathjax.then(() => true));
 }"""
+DRAWN = """() => [...document.querySelectorAll(".siamcam-explorer")]
+  .every((e) => e.querySelector(".siamcam[data-drawn]"))"""
 # What sticks out of a narrow page and is not inside a box that scrolls.
 OVERFLOW = """() => {
   if (document.documentElement.scrollWidth <= window.innerWidth) return [];
@@ -63,42 +61,6 @@ class Visit:
     failed: list[str] = field(default_factory=list)
     look: dict = field(default_factory=dict)
     overflow: list[str] = field(default_factory=list)
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Say nothing: requests are looked at in the browser."""
-
-
-@contextlib.contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    handler = functools.partial(_Quiet, directory=str(folder))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-        places = [os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"), own]
-        found = next((p for p in places if p and Path(p).exists()), None)
-        if found is None:
-            message = (
-                "no Chromium here: install one (Debian: apt-get install chromium; elsewhere: "
-                ".venv/bin/python -m playwright install chromium), or set CHROMIUM to its path"
-            )
-            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(message)
-        chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +102,7 @@ def visit(page: Page, url: str, base: str, pictures: Path | None) -> Visit:
 
 
 @pytest.fixture(scope="session", params=["http", "file"])
-def visits(request, browser, site, executed) -> dict[str, Visit]:
+def visits(request, browser, serve, site, executed) -> dict[str, Visit]:
     """Every page of the site, opened once."""
     pages = sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html"))
     pages = [p for p in pages if not p.startswith("_static/") and p != "index.html"]
@@ -166,7 +128,7 @@ def test_every_chapter_has_a_page_with_its_title(visits, executed):
     assert [name for name, title in titles.items() if not title.strip()] == []
 
 
-def test_the_front_door_leads_to_the_first_page(browser, site, executed):
+def test_the_front_door_leads_to_the_first_page(browser, serve, site, executed):
     page = browser.new_page()
     errors = []
     page.on("console", lambda m: m.type == "error" and errors.append(m.text))
@@ -208,6 +170,25 @@ def test_every_picture_has_alternative_text(visits):
 def test_every_widget_is_drawn(visits):
     counts = {n: (seen.look["widgets"], seen.look["shown"]) for n, seen in visits.items()}
     assert {n: pair for n, pair in counts.items() if pair[0] != pair[1]} == {}
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_explorers_have_no_serious_violation(browser, serve, site, visits, violations, mode):
+    with_explorers = [name for name, seen in visits.items() if seen.look["explorers"]]
+    assert with_explorers
+    found = {}
+    with serve(site) as base:
+        for name in with_explorers:
+            context = browser.new_context(color_scheme=mode, reduced_motion="reduce")
+            context.add_init_script(f"localStorage.mode = localStorage.theme = '{mode}'")
+            page = context.new_page()
+            page.goto(f"{base}/{name}", wait_until="load")
+            page.wait_for_function(READY)
+            page.wait_for_function(DRAWN)
+            assert page.evaluate("document.documentElement.dataset.theme") == mode
+            found[name] = violations(page, ".siamcam-explorer")
+            context.close()
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
 
 
 def test_no_page_is_wider_than_a_telephone(visits):

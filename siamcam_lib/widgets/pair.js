@@ -1,0 +1,261 @@
+/* Two images of a gallery, how alike they are and why: all from P and e, see maths in chapter 4.
+   As siamcam_lib/gradcam.py and embedder.py, to which the names belong. */
+
+// --- arithmetic ---------------------------------------------------------------------------------
+
+const sigmoid = (z) => 1 / (1 + Math.exp(-z));
+const dot = (x, y) => x.reduce((sum, v, i) => sum + v * y[i], 0);
+const norm = (x) => Math.sqrt(dot(x, x));
+const mix = (a, x, b, y) => x.map((v, i) => a * v + b * y[i]);
+const SMALLEST_SLOPE = 1e-30;
+
+/** Dissimilarity y of a distance d (or cosine), and its slope dy/dd, for each comparison. */
+const COMPARISONS = {
+  siamese: (d, cos, { slope, offset }) => {
+    const z = slope * d + offset;
+    const s = slope * sigmoid(z) * sigmoid(-z);
+    const least = Math.sign(slope) * SMALLEST_SLOPE;
+    return [sigmoid(z), Math.abs(s) < SMALLEST_SLOPE ? least : s];
+  },
+  cosine: (d, cos) => [(1 - cos) / 2, d / 2],
+  l2: (d) => [d / (1 + d), 1 / (1 + d) ** 2],
+  clamped: (d) => [Math.min(d, 1), d <= 1 ? 1 : 0],
+};
+
+/** Two embeddings, judged: y, distance d, and how all maps run, two directions for each. */
+function compare(e1, e2, how) {
+  const n1 = norm(e1) || 1, n2 = norm(e2) || 1; // of nothing nothing is left, whatever divides it
+  const u1 = e1.map((v) => v / n1), u2 = e2.map((v) => v / n2);
+  const scaled = how.comparison === "cosine" || how.unit;
+  const step = scaled ? mix(1, u2, -1, u1) : mix(1, e2, -1, e1);
+  const d = norm(step);
+  const [y, s] = COMPARISONS[how.comparison](d, dot(u1, u2), how);
+  const zero = e1.map(() => 0);
+  let gradcam = [zero, zero]; // of equals there is no way to bring them nearer
+  if (d > 0 && !scaled) gradcam = [step.map((v) => (s * v) / d), step.map((v) => (-s * v) / d)];
+  else if (d > 0 && norm(e1) && norm(e2))
+    // û₂ − cos û₁ is the part of û₂ − û₁ across û₁; taken so, nothing cancels as d → 0
+    gradcam = [mix(s / (d * n1), step, (-s * dot(u1, step)) / (d * n1), u1),
+      mix(-s / (d * n2), step, (s * dot(u2, step)) / (d * n2), u2)];
+  const [l1, l2] = how.unit ? [n1, n2] : [1, 1];
+  return {
+    y, d, gradcam, lengths: l1 * l2,
+    shared: [e2.map((v) => v / (l1 * l2)), e1.map((v) => v / (l1 * l2))],
+    self: [e1.map((v) => v / l1 ** 2), e2.map((v) => v / l2 ** 2)],
+  };
+}
+
+/** ⟨P(p), v⟩ at every place p of an image. */
+function along({ units, maps }, v) {
+  const places = maps.length / units.length || 0;
+  const found = new Float64Array(places);
+  units.forEach((unit, k) => {
+    const weight = v[unit];
+    if (weight) for (let p = 0; p < places; p++) found[p] += weight * maps[k * places + p];
+  });
+  return found;
+}
+
+/** P(p), one number a unit: the direction along which another image answers the place p. */
+function at({ units, maps, embedding }, p) {
+  const v = new Float64Array(embedding.length);
+  const places = maps.length / units.length;
+  units.forEach((unit, k) => { v[unit] = maps[k * places + p]; });
+  return v;
+}
+
+/** An image of the gallery, unpacked. */
+function unpackImage({ embedding, units, maps, peak }) {
+  return {
+    embedding: Float64Array.from(unpack(embedding)),
+    units: unpack(units),
+    maps: unpack(maps).map((v) => v * peak),
+  };
+}
+
+// --- what is seen, as numbers -------------------------------------------------------------------
+
+const SIDES = ["A", "B"];
+const WORDS = {
+  factual: (taken) => `evidence for “${taken}”, the decision taken`,
+  counterfactual: (taken, other) => `evidence for “${other}”, the decision not taken`,
+  shared: () => "what each image has of what the other is made of",
+  self: () => "what each image’s own embedding is made of",
+};
+
+/** Everything that is drawn, for a choice of the reader's.
+    `pair` unpacked images, `sizes` of their pictures, `how` they are compared, `shape` of a map,
+    `kind` of map, `own`: a colour scale for each, `place`: { side, p } pointed at, or null. */
+function look({ pair, sizes, how, shape: [h, w], threshold, kind, own, place }) {
+  const judged = compare(pair[0].embedding, pair[1].embedding, how);
+  const dissimilar = judged.y >= threshold;
+  const signed = kind === "factual" || kind === "counterfactual" ? "gradcam" : kind;
+  const raw = pair.map((image, i) => along(image, judged[signed][i]));
+  // the raw Grad-CAM map speaks for similarity
+  const sign = signed === "gradcam" && dissimilar === (kind === "factual") ? -1 : 1;
+  const full = raw.map((map, i) =>
+    stretch(map.map((v) => sign * v), h, w, sizes[i].height, sizes[i].width));
+  const ranges = full.map(range);
+  // factual and counterfactual maps share a scale: a weak one is seen to be weak
+  const ends = ranges.map(([least, most]) => Math.max(0, most, signed === "gradcam" ? -least : 0));
+  const top = own ? ranges.map(([, most]) => Math.max(0, most)) : ends.fill(Math.max(...ends));
+  let answer = null;
+  if (place) {
+    const to = 1 - place.side;
+    answer = along(pair[to], at(pair[place.side], place.p).map((v) => v / judged.lengths));
+    full[to] = stretch(answer, h, w, sizes[to].height, sizes[to].width);
+    ranges[to] = range(full[to]);
+    top[to] = Math.max(0, ranges[to][1]);
+  }
+  return {
+    kind, threshold, raw, full, top, place, answer,
+    dissimilarity: judged.y, similarity: 1 - judged.y, distance: judged.d,
+    decision: dissimilar ? "dissimilar" : "similar",
+    most: ranges.map(([, most]) => most), blank: ranges.map(([, most]) => !(most > 0)),
+  };
+}
+
+// --- the view -----------------------------------------------------------------------------------
+
+function render({ model, el }) {
+  const data = model.get("data");
+  const { how, images, shape } = data;
+  const colours = unpack(data.colours);
+  const unpacked = [], greys = []; // by image, when first asked for
+  const imageOf = (k) => (unpacked[k] ??= unpackImage(images[k]));
+  const load = async (k) => { greys[k] ??= await greyOf(images[k].picture); };
+  let place = null;
+
+  const verdict = make("output", { class: "siamcam-verdict" });
+  const line = make("div", { class: "siamcam-line", "aria-hidden": "true" }, make("i"), make("b"));
+  const words = make("p", { class: "siamcam-words", role: "status" });
+  const sides = SIDES.map((name, side) => makeSide(name, images, shape, {
+    choose: (k) => put(model, "ab"[side], k),
+    point: (p) => {
+      const to = p === null ? null : { side, p };
+      if (to?.side === place?.side && to?.p === place?.p) return;
+      place = to;
+      draw();
+    },
+    place: () => (place?.side === side ? place.p : null),
+  }));
+  el.classList.add("siamcam");
+  el.style.setProperty("--colours", gradient(colours));
+  // what is chosen with stands above what changes its height
+  const strips = make("div", { class: "siamcam-sides" }, ...sides.map(({ strip }) => strip.element));
+  const pictures = make("div", { class: "siamcam-sides" }, ...sides.map(({ element }) => element));
+  el.replaceChildren(strips, verdict, line, words, pictures,
+    make("p", { class: "siamcam-note" },
+      "Point at a place, or go to a picture and use the arrow keys: the other picture shows " +
+      `where that place is answered. ${data.note}`));
+
+  const draw = () => {
+    const ids = [model.get("a"), model.get("b")];
+    if (ids.some((k) => !greys[k])) return Promise.all(ids.map(load)).then(draw);
+    const seen = look({
+      pair: ids.map(imageOf), sizes: ids.map((k) => images[k].picture), how, shape, place,
+      kind: Object.keys(WORDS)[model.get("map")], own: model.get("scale") === 1,
+      threshold: model.get("threshold"),
+    });
+    const { kind, decision } = seen;
+    const tallest = Math.max(...ids.map((k) => images[k].picture.height / images[k].picture.width));
+    pictures.style.setProperty("--tall", Math.min(tallest, 1.25));
+    sides.forEach((side, i) => {
+      const { name, picture } = images[ids[i]];
+      show(side, picture, greys[ids[i]], seen.full[i], seen.top[i], model.get("opacity"), colours);
+      side.blank.hidden = !seen.blank[i];
+      side.strip.show(ids[i]);
+      mark(side.cell, place?.side === i ? place.p : null, shape);
+      say(side.caption, `${SIDES[i]}: ${name}`);
+      say(side.end, brief(seen.top[i]));
+      const drawn = place && place.side !== i ? "where the place is answered" : `${kind} map`;
+      const most = seen.blank[i] ? "blank" : `at most ${brief(seen.most[i])}`;
+      side.canvas.setAttribute("aria-label", `image ${SIDES[i]}, ${name}; ${drawn}, ${most}`);
+    });
+    const other = decision === "similar" ? "dissimilar" : "similar";
+    say(words, place ? answered(seen, shape) : `${kind}: ${WORDS[kind](decision, other)}`);
+    say(verdict, `judged ${decision}: dissimilarity ${seen.dissimilarity.toFixed(3)}, ` +
+      `similarity ${seen.similarity.toFixed(3)}, threshold ${seen.threshold.toFixed(2)}`);
+    verdict.dataset.decision = decision;
+    line.style.setProperty("--y", seen.dissimilarity);
+    line.style.setProperty("--t", seen.threshold);
+    done(el, { ...seen, a: ids[0], b: ids[1] });
+  };
+
+  let open = true;
+  const forget = follow(model, ["a", "b", "map", "scale", "threshold", "opacity"], draw);
+  const unname = nameControls(el);
+  (async () => { // so that no later choice has to wait
+    for (let k = 0; open && k < images.length; k++) { await load(k); imageOf(k); }
+  })();
+  return () => { open = false; forget(); unname(); };
+}
+
+/** One image's half: thumbnails; name, picture and colour key. */
+function makeSide(name, images, [h, w], act) {
+  const caption = make("p", { class: "siamcam-name" });
+  const canvas = make("canvas", { tabindex: 0, role: "application",
+    "aria-roledescription": "picture with a map", ...OWN_KEYS });
+  const cell = make("div", { class: "siamcam-cell", hidden: "" });
+  const blank = make("p", { class: "siamcam-blank", hidden: "" }, "blank: zero everywhere");
+  const sheet = make("div", { class: "siamcam-sheet" }, canvas, cell, blank);
+  const frame = make("div", { class: "siamcam-frame" }, sheet);
+  const end = make("span");
+  const key = make("div", { class: "siamcam-key" }, "0", make("i"), end);
+  const strip = thumbnails(`image ${name}`,
+    images.map((image) => ({ name: image.name, url: image.picture.url })), act.choose);
+
+  const clip = (k, cells) => Math.min(cells - 1, Math.max(0, Math.floor(k)));
+  const under = ({ clientX, clientY }) => {
+    const { left, top, width, height } = canvas.getBoundingClientRect();
+    return clip(((clientY - top) / height) * h, h) * w + clip(((clientX - left) / width) * w, w);
+  };
+  const on = (type, listener) => canvas.addEventListener(type, listener);
+  on("pointerdown", (event) => act.point(under(event)));
+  on("pointermove", (event) => event.pointerType === "mouse" && act.point(under(event)));
+  on("pointerleave", (event) => event.pointerType === "mouse" && act.point(null));
+  on("blur", () => act.point(null));
+  on("keydown", (event) => {
+    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0],
+      Escape: [] }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const p = act.place();
+    if (event.key === "Escape") act.point(null);
+    else if (p === null) act.point((h >> 1) * w + (w >> 1));
+    else act.point(clip(Math.floor(p / w) + step[0], h) * w + clip((p % w) + step[1], w));
+  });
+  return { canvas, cell, blank, sheet, caption, end, strip,
+    element: make("div", {}, caption, frame, key) };
+}
+
+/** Draw a map over its picture. */
+function show({ canvas, sheet }, { width, height }, grey, full, top, opacity, colours) {
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  const ratio = width / height;
+  Object.assign(sheet.style, { aspectRatio: ratio, width: `min(100cqw, ${ratio} * 100cqh)` });
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(width, height);
+  blend(grey, full, top, opacity, colours, image.data);
+  context.putImageData(image, 0, 0);
+}
+
+/** Frame the place p of a map; none if p is null. */
+function mark(cell, p, [h, w]) {
+  cell.hidden = p === null;
+  if (p === null) return;
+  const percent = (share) => `${100 * share}%`;
+  Object.assign(cell.style, { left: percent((p % w) / w), top: percent(Math.floor(p / w) / h),
+    width: percent(1 / w), height: percent(1 / h) });
+}
+
+const brief = (x) => String(Number(x.toPrecision(2)));
+
+function answered({ place: { side, p }, answer }, [, w]) {
+  const spell = (q) => `row ${Math.floor(q / w) + 1}, column ${(q % w) + 1}`;
+  const [, most] = range(answer);
+  const where = most > 0 ? `most at ${spell(answer.indexOf(most))}` : "nowhere";
+  return `${spell(p)} of image ${SIDES[side]} is answered ${where} in image ${SIDES[1 - side]}`;
+}
+
+export default { render };

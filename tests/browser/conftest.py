@@ -1,0 +1,243 @@
+"""One Chromium for all tests in a browser, a server for their files, and pages with explorers."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import pytest
+from ipywidgets.embed import dependency_state, embed_data
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from siamcam_lib.book.vendor import archive, unpack, vendor
+from siamcam_lib.errors import BookError
+from siamcam_lib.widgets import Explorer
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing: requests are looked at in the browser."""
+
+
+@contextlib.contextmanager
+def _serve(folder: Path) -> Iterator[str]:
+    handler = functools.partial(_Quiet, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[[Path], AbstractContextManager[str]]:
+    """Serves a folder on this machine, and gives its address."""
+    return _serve
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium; where there is none, the tests that ask for it say how to get one."""
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+        places = [os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"), own]
+        found = next((p for p in places if p and Path(p).exists()), None)
+        if found is None:
+            message = (
+                "no Chromium here: install one (Debian: apt-get install chromium; elsewhere: "
+                ".venv/bin/python -m playwright install chromium), or set CHROMIUM to its path"
+            )
+            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(message)
+        chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+# --- pages with explorers -------------------------------------------------------------------------
+
+DRAWN = "(n) => document.querySelectorAll('.siamcam[data-drawn]').length >= n"
+# What the view number k tells of what it has drawn; arrays of numbers as their bytes.
+SEEN = """(k) => {
+  const bytes = (array) => btoa(Array.from(new Uint8Array(array.buffer, array.byteOffset,
+    array.byteLength), (b) => String.fromCharCode(b)).join(""));
+  return JSON.stringify(document.querySelectorAll(".siamcam")[k].__siamcam, (_, value) =>
+    ArrayBuffer.isView(value) ? { numbers: bytes(value), kind: value.constructor.name } : value);
+}"""
+KINDS = {"Float64Array": "<f8", "Float32Array": "<f4", "Uint32Array": "<u4", "Uint8Array": "u1"}
+# Pictures are decoded before anything is drawn of them.
+ARRIVED = """(all) => ["a", "b", "image"].every((trait) => !(trait in all) ||
+  document.querySelector(".siamcam").__siamcam[trait] === all[trait])"""
+PIXELS = """(canvas) => {
+  const { width, height } = canvas;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  return { width, height, data: Array.from(data) };
+}"""
+LINKED = """<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>page</title>
+<link rel="icon" href="data:,">
+<script src="vendor/require.js"></script><script src="widgets-local.js"></script>
+<script src="vendor/html-manager/embed-amd.js" data-jupyter-widgets-cdn="about:invalid/"></script>
+<script type="application/vnd.jupyter.widget-state+json">{state}</script></head><body>{views}</body>
+</html>"""
+
+
+def _numbers(found: dict) -> object:
+    if "numbers" not in found:
+        return found
+    return np.frombuffer(base64.b64decode(found["numbers"]), KINDS[found["kind"]])
+
+
+@dataclass
+class Opened:
+    """A page that shows explorers, and all that went wrong in it."""
+
+    page: Page
+    wrong: list[str] = field(default_factory=list)
+
+    def seen(self, k: int = 0) -> dict:
+        """What the explorer number k draws now, as its view tells it; arrays as arrays."""
+        return json.loads(self.page.evaluate(SEEN, k), object_hook=_numbers)
+
+    def put(self, **traits: float) -> dict:
+        """Set traits through the file's own model, as no control's step allows."""
+        self.page.evaluate("(all) => Object.entries(all).forEach((t) => window.put(...t))", traits)
+        self.page.wait_for_function(ARRIVED, arg=traits)
+        return self.seen()
+
+    def pixels(self, k: int) -> np.ndarray:
+        """The picture on canvas number k, (height, width, 4)."""
+        found = self.page.locator("canvas").nth(k).evaluate(PIXELS)
+        return np.array(found["data"], float).reshape(found["height"], found["width"], 4)
+
+    def overflows(self) -> bool:
+        """Whether the page scrolls sideways."""
+        return self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+
+    def lightness(self, selector: str, colour: str) -> float:
+        """Of a colour as it is computed, from 0 to 1."""
+        style = "([s, c]) => getComputedStyle(document.querySelector(s))[c]"
+        computed = self.page.evaluate(style, [selector, colour])
+        return sum(map(int, computed[4:-1].split(","))) / 765
+
+
+@pytest.fixture(scope="session")
+def opened(browser) -> Callable[..., AbstractContextManager[Opened]]:
+    """Opens an address, whose own requests begin with `own`, and waits for its explorers."""
+
+    @contextlib.contextmanager
+    def opened(url: str, own: str, scheme: str = "light", width: int = 1280, views: int = 1):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
+        )
+        context.set_default_timeout(60_000)
+        here = Opened(page := context.new_page())
+        allowed = (own, "data:", "blob:")
+        page.on("request", lambda r: r.url.startswith(allowed) or here.wrong.append(r.url[:150]))
+        page.on("requestfailed", lambda r: here.wrong.append(f"{r.failure} {r.url[:150]}"))
+        page.on("pageerror", lambda e: here.wrong.append(str(e)[:300]))
+        page.on("console", lambda m: m.type == "error" and here.wrong.append(m.text[:300]))
+        try:
+            page.goto(url, wait_until="load")
+            page.wait_for_function(DRAWN, arg=views)
+            yield here
+        finally:
+            context.close()
+        assert here.wrong == []
+
+    return opened
+
+
+@pytest.fixture(scope="session")
+def write_alone() -> Callable[..., Path]:
+    """Writes an explorer as a file of its own, with a door for `Opened.put` in its module."""
+
+    def write(explorer: Explorer, path: Path, title: str | None = None) -> Path:
+        text = explorer.to_html(path, title).read_text("utf-8")
+        opened = text.replace("\nrender({ model,", "\nwindow.put = model.set;\nrender({ model,")
+        assert opened != text
+        path.write_text(opened, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_linked(root) -> Callable[..., Path]:
+    """Writes explorers on a page of ipywidgets without a kernel, as the book has them."""
+
+    def write(explorers: list[Explorer], folder: Path) -> Path:
+        vendor(folder / "vendor")
+        shim = root / "book" / "_static" / "widgets-local.js"
+        (folder / "widgets-local.js").write_bytes(shim.read_bytes())
+        # their own state only: not of all widgets that this process has made
+        state = dependency_state(explorers, drop_defaults=False)
+        data = embed_data(explorers, state=state)
+
+        def script(value: object) -> str:
+            return json.dumps(value, default=str).replace("<", "\\u003c")
+
+        views = "".join(
+            f'<script type="application/vnd.jupyter.widget-view+json">{script(view)}</script>'
+            for view in data["view_specs"]
+        )
+        state = script(data["manager_state"])
+        assert len(state) < 3_000_000
+        file = folder / "page.html"
+        file.write_text(LINKED.format(state=state, views=views), encoding="utf-8")
+        return file
+
+    return write
+
+
+# --- who cannot see or point ----------------------------------------------------------------------
+
+# Only the tests need it: it comes as the site's scripts do, and is not part of the site.
+AXE = {
+    "name": "axe-core",
+    "version": "4.10.3",
+    "sha512": "Xm7bpRXnDSX2YE2YFfBk2FnF0ep6tmG7xPh8iHee8MIcrgq762Nkce856dYtJYLk"
+    "uIoYZvGfTs/PbZhideTcEg==",
+}
+VIOLATIONS = """async (within) => {
+  const { violations } = await axe.run(within, { preload: false, resultTypes: ["violations"] });
+  return violations.filter(({ impact }) => ["serious", "critical"].includes(impact))
+    .map(({ id, nodes }) => [id, nodes.slice(0, 3).map(({ html }) => html.slice(0, 150))]);
+}"""
+
+
+@pytest.fixture(scope="session")
+def violations(tmp_path_factory) -> Callable[..., list]:
+    """Lists serious and critical violations that axe-core finds within a part of a page."""
+    try:
+        packed = archive(AXE, platformdirs.user_cache_path("siamcam") / "npm")
+    except BookError as error:
+        # an archive that is not the one described fails everywhere
+        if "could not fetch" not in str(error) or os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"axe-core is not in the cache and there is no network to get it ({error})")
+    folder = tmp_path_factory.mktemp("axe")
+    (script,) = unpack(packed, {"package/axe.min.js": "axe.min.js"}, folder)
+
+    def violations(page: Page, within: str) -> list:
+        page.evaluate(script.read_text("utf-8"))
+        return page.evaluate(VIOLATIONS, within)
+
+    return violations
