@@ -40,6 +40,7 @@ test: lint ## lint, unit tests, doctests, all chapters, the site in a browser
 
 lint: $(READY)
 	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check --quiet .
 
 lab: $(READY) ## JupyterLab on the book; its address, with token, is printed
 	@JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import gallery, pair
+from benchmarks import explorer, gallery, pair
 
 OUT = Path(__file__).parent / "out"
 
@@ -19,12 +19,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--images", type=int, default=512, help="images whose pairs are explained")
     parser.add_argument("--on-disk", type=int, default=100_000, help="images of the stored gallery")
-    parser.add_argument("--only", choices=("pair", "gallery"))
+    parser.add_argument("--only", choices=("pair", "gallery", "explorer"))
     chosen = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     tables = {
         "pair": lambda: pair.table(chosen.rounds),
         "gallery": lambda: gallery.table(chosen.images, chosen.on_disk, chosen.rounds),
+        "explorer": lambda: explorer.table(chosen.rounds),
     }
     for name, make in tables.items():
         if chosen.only in (None, name):

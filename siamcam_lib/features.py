@@ -93,8 +93,13 @@ def pooled_features(
     loader = DataLoader(
         _Pictures(images, [(i, view) for _, i in missing], net.image_size), batch_size=batch_size
     )
-    bar = tqdm(total=len(missing), desc=f"features of {images.name}", unit="image",
-               disable=not (progress and missing), leave=False)
+    bar = tqdm(
+        total=len(missing),
+        desc=f"features of {images.name}",
+        unit="image",
+        disable=not (progress and missing),
+        leave=False,
+    )
     with evaluating(net), torch.inference_mode(), bar:
         for start, batch in enumerate(loader):
             maps = net.feature_maps(batch.to(net.device).float() / 255)

@@ -212,9 +212,7 @@ class SiameseNet(nn.Module):
 
 def squares(images: Sequence[Image.Image], side: int) -> Tensor:
     """RGB pictures resized to `side` pixels square: float (B, 3, side, side) in [0, 1]."""
-    resized = [
-        np.array(image.resize((side, side), Image.Resampling.BICUBIC)) for image in images
-    ]
+    resized = [np.array(image.resize((side, side), Image.Resampling.BICUBIC)) for image in images]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float().div_(255)
 
 

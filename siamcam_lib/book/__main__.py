@@ -40,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     except SiamcamError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nstopped; chapters that had ended are kept in", output / "stage", file=sys.stderr)
+        return 130
     return 0
 
 

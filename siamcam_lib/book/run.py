@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +32,8 @@ RUNS_FILE = "runs.json"
 """In the staging folder: what was run, with which parameters, in how many seconds."""
 
 _CELL_COUNT = re.compile(r"(\d+)/(\d+) \[")  # in papermill's progress bar
+CHAPTERS_AT_ONCE = 2
+"""Much of a chapter uses one core; each needs up to 2 GB."""
 _WIPE = "\r\033[K"  # back to the start of the terminal's line, and clear it
 _WORKER = Path(__file__).with_name("worker.py")
 _NOT_RUN = """```{{warning}}
@@ -115,6 +118,7 @@ def run_chapters(
     only: str | None = None,
     cell_timeout: float = 600.0,
     chapter_timeout: float = 1200.0,
+    workers: int | None = None,
 ) -> list[ChapterRun]:
     """Execute the chapters and stage everything the pages are rendered from.
 
@@ -130,6 +134,8 @@ def run_chapters(
             Chapters never run before are staged without results, and say so; prose is staged.
         cell_timeout: Seconds one cell may take.
         chapter_timeout: Seconds one chapter may take; then its processes are ended.
+        workers: Chapters run at once, which share the cores among them; by default two, as many
+            as there are cores at most.
 
     Returns:
         What was run, in reading order.
@@ -153,22 +159,43 @@ def run_chapters(
         data = str(Path(data).expanduser().resolve())  # a chapter runs in another folder
     known = {"data": data, "profile": profile, "seed": seed}
 
-    runs, failures = [], []
-    for number, (name, source) in enumerate(pages.items(), start=1):
-        line = _Line(f"[{number}/{len(pages)}] {name}")
+    workers = min(workers or CHAPTERS_AT_ONCE, _cores(), len(pages))
+    board, noting = _Board(), threading.Lock()
+
+    def one(number: int, name: str, source: Path) -> ChapterRun | str:
+        """Run a page; what went wrong, if something did."""
+        line = _Line(board, f"[{number}/{len(pages)}] {name}")
+        threads = max(1, _cores() // workers)
         try:
-            run = _run_page(name, source, stage, root, known, cell_timeout, chapter_timeout, line)
+            run = _run_page(
+                name, source, stage, root, known, cell_timeout, chapter_timeout, threads, line
+            )
         except BookError as error:
             line.end("failed")
-            failures.append(str(error))
-            _record(name, None, stage, list(every))
-        else:
-            line.end(f"{run.seconds:.1f} s" if run.executed else "prose")
-            runs.append(run)
+            with noting:
+                _record(name, None, stage, list(every))
+            return str(error)
+        line.end(f"{run.seconds:.1f} s" if run.executed else "prose")
+        with noting:
             _record(name, run, stage, list(every))
-    if failures:
+        return run
+
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = [pool.submit(one, k, *page) for k, page in enumerate(pages.items(), start=1)]
+        try:
+            ended = [future.result() for future in waiting]
+        except BaseException:  # Ctrl-C: what runs is ended, what waits is not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            board.stopped.set()
+            raise
+    if failures := [found for found in ended if isinstance(found, str)]:
         raise BookError("\n".join(failures))
-    return runs
+    return ended
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def recorded_runs(stage: Path | str) -> list[ChapterRun]:
@@ -260,6 +287,7 @@ def _run_page(
     known: dict[str, Any],
     cell_timeout: float,
     chapter_timeout: float,
+    threads: int,
     line: _Line,
 ) -> ChapterRun:
     target = stage / f"{name}{source.suffix}"
@@ -276,14 +304,16 @@ def _run_page(
             "parameters": known,
             "cell_timeout": cell_timeout,
         }
-        answer = _run_in_process(job, root, chapter_timeout, line)
+        answer = _run_in_process(job, root, chapter_timeout, threads, line)
     if "error" in answer:
         raise BookError(f"Chapter {name}: {answer['error']} The notebook is kept: {target}")
     seconds = time.monotonic() - start
     return ChapterRun(name, target, round(seconds, 1), True, answer["parameters"])
 
 
-def _run_in_process(job: dict[str, Any], root: Path, timeout: float, line: _Line) -> dict[str, Any]:
+def _run_in_process(
+    job: dict[str, Any], root: Path, timeout: float, threads: int, line: _Line
+) -> dict[str, Any]:
     """Run one notebook by `worker.py`; end it, and its kernel, when time is up."""
     environment = os.environ | {
         # A kernel of our own making comes first: the reader's home may hold another "python3".
@@ -293,6 +323,8 @@ def _run_in_process(job: dict[str, Any], root: Path, timeout: float, line: _Line
         # The chapters of this folder are run with the library of this folder.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
+        # Chapters that run at once share the cores instead of waiting for each other.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
     }
     process = subprocess.Popen(
         [sys.executable, "-P", str(_WORKER)],  # by its path: it needs nothing of the package
@@ -363,28 +395,60 @@ def _end_with_children(process: subprocess.Popen[str]) -> None:
     process.wait(timeout=30)
 
 
-class _Line:
-    """The one line of progress a chapter gets; its clock moves where a person is watching."""
+class _Board:
+    """Progress: one line for each page that ended; below them, where a person watches, a clock."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._live = sys.stdout.isatty()
+        self._running: list[_Line] = []
+        self._shown = 0.0
+
+    def start(self, line: _Line) -> None:
+        with self._lock:
+            self._running.append(line)
+            if not self._live:
+                print(f"{line.title} …", flush=True)
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if self._live and now - self._shown > 0.5:
+                self._shown = now
+                text = "   ".join(line.state(now) for line in self._running)
+                width = shutil.get_terminal_size().columns - 1
+                print(f"{_WIPE}{text[:width]}", end="", flush=True)
+
+    def end(self, line: _Line, result: str) -> None:
+        with self._lock:
+            self._running.remove(line)
+            print(f"{_WIPE if self._live else ''}{line.title}  {result}", flush=True)
+
+
+class _Line:
+    """What a board says of one page."""
+
+    def __init__(self, board: _Board, title: str) -> None:
         self.title = title
         self.cell: tuple[int, int] | None = None
         self._start = time.monotonic()
-        self._live = sys.stdout.isatty()
-        self._shown = 0.0
-        print(title, end="", flush=True)
+        self._board = board
+        board.start(self)
 
     @property
     def where(self) -> str:
         """Which cell is running, in words; cells are counted as papermill does, from 1."""
         return f"in cell {self.cell[0] + 1} of {self.cell[1]}" if self.cell else "at its start"
 
+    def state(self, now: float) -> str:
+        place = f", {self.where}" if self.cell and self.cell[0] < self.cell[1] else ""
+        return f"{self.title}  {now - self._start:.0f} s{place}"
+
     def tick(self) -> None:
-        now = time.monotonic()
-        if self._live and now - self._shown > 0.5:
-            self._shown = now
-            place = f", {self.where}" if self.cell and self.cell[0] < self.cell[1] else ""
-            print(f"{_WIPE}{self.title}  {now - self._start:.0f} s{place}", end="", flush=True)
+        if self._board.stopped.is_set():
+            raise KeyboardInterrupt
+        self._board.tick()
 
     def end(self, result: str) -> None:
-        print(f"{_WIPE}{self.title}  {result}" if self._live else f"  {result}", flush=True)
+        self._board.end(self, result)

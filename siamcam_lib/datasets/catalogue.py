@@ -119,14 +119,26 @@ SETS: dict[str, PhotoSet] = {
             "AirBnB",
             "Data/AirBnB",
             (
-                "backyard", "basement", "bathroom", "bedroom", "decor", "dining-room", "entrance",
-                "house-exterior", "kitchen", "living-room", "outdoor", "staircase", "tv-room",
+                "backyard",
+                "basement",
+                "bathroom",
+                "bedroom",
+                "decor",
+                "dining-room",
+                "entrance",
+                "house-exterior",
+                "kitchen",
+                "living-room",
+                "outdoor",
+                "staircase",
+                "tv-room",
             ),
             "scenes/rooms",
         ),
     )
 }
 """The three sets of photographs, by name."""
+
 
 def names() -> tuple[str, ...]:
     """Every name that `load` knows.
@@ -264,9 +276,7 @@ def resolve(data: str | os.PathLike[str], kind: str, **options: Any) -> ImageSet
     return load(data, **options)
 
 
-def load_set(
-    name: str, *, home: str | os.PathLike[str] | None = None, **options: Any
-) -> ImageSet:
+def load_set(name: str, *, home: str | os.PathLike[str] | None = None, **options: Any) -> ImageSet:
     """Load one of the three sets of photographs and mend its known faults.
 
     Byte-identical pictures under different classes have no right label and are all left out.
@@ -293,9 +303,7 @@ def load_set(
             f"environment variable {VARIABLE} name the folder that holds {name!r}."
         )
     options = {"check": "header"} | options
-    images = load_folder(
-        folder, name=name, origin="photographs", classes=known.classes, **options
-    )
+    images = load_folder(folder, name=name, origin="photographs", classes=known.classes, **options)
     notes = [*images.notes, *known.remarks]
     expected = sum(known.counts.values())
     if len(images) != expected:

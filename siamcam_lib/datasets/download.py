@@ -258,8 +258,13 @@ def _receive(
         file.truncate()
         _state_file(part).write_text(json.dumps({"url": url, "etag": etag, "total": total}))
         with tqdm(
-            total=total, initial=begin, unit="B", unit_scale=True, unit_divisor=1024,
-            desc="downloading", disable=not progress,
+            total=total,
+            initial=begin,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            desc="downloading",
+            disable=not progress,
         ) as bar:
             try:
                 # Not iter_content: it throws away what it has of a block when the line is cut.
@@ -358,8 +363,11 @@ def _members(contents: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipI
         # orig_filename: zipfile has already cut filename at a null byte.
         for name in (member.filename, member.orig_filename):
             parts = PurePosixPath(name.replace("\\", "/")).parts
-            if ".." in parts or "\0" in name or name.startswith(("/", "\\")) or (
-                PureWindowsPath(name).drive
+            if (
+                ".." in parts
+                or "\0" in name
+                or name.startswith(("/", "\\"))
+                or (PureWindowsPath(name).drive)
             ):
                 raise DownloadError(
                     f"The archive {archive} holds {name!r}, which leads out of its folder, so "

@@ -151,8 +151,11 @@ def load_folder(
 
     bad = dict(found.unreadable)
     bad.update(_unreadable(root, found.items, check == "full", max_pixels))
-    kept = [(item, label) for item, label in zip(found.items, found.labels, strict=True)
-            if item not in bad]
+    kept = [
+        (item, label)
+        for item, label in zip(found.items, found.labels, strict=True)
+        if item not in bad
+    ]
     if bad and on_bad == "raise":
         raise ImageError(
             f"{_many(len(bad), 'picture')} in {root} cannot be read: {_listed(bad.values())} "
@@ -300,8 +303,14 @@ def _unreadable(root: Path, items: list[str], full: bool, max_pixels: int) -> di
     # Pillow lets other threads run while it decodes. The bar appears only if this takes long.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         faults = list(
-            tqdm(pool.map(fault, items), total=len(items), desc="checking images", unit="image",
-                 delay=2, leave=False)
+            tqdm(
+                pool.map(fault, items),
+                total=len(items),
+                desc="checking images",
+                unit="image",
+                delay=2,
+                leave=False,
+            )
         )
     return {item: f for item, f in zip(items, faults, strict=True) if f is not None}
 

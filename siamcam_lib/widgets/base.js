@@ -3,7 +3,7 @@
 
 // --- numbers ------------------------------------------------------------------------------------
 
-const KINDS = { uint8: Uint8Array, uint16: Uint16Array, float16: Uint16Array,
+const KINDS = { uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array, float16: Uint16Array,
   float32: Float32Array, float64: Float64Array };
 
 /** The numbers of a `packed` array. */

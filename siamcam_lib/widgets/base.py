@@ -55,7 +55,8 @@ def packed(values: Any, kind: str) -> dict[str, str]:
 
     Args:
         values: Anything that becomes an array.
-        kind: ``"uint8"``, ``"uint16"``, ``"float16"``, ``"float32"`` or ``"float64"``.
+        kind: ``"uint8"``, ``"int16"``, ``"uint16"``, ``"float16"``, ``"float32"`` or
+            ``"float64"``.
 
     Example:
         >>> packed([0.5, 1.0], "float16")

@@ -65,11 +65,11 @@ function at({ units, maps, embedding }, p) {
 }
 
 /** An image of the gallery, unpacked. */
-function unpackImage({ embedding, units, maps, peak }) {
+function unpackImage({ embedding, units, maps, step }) {
   return {
     embedding: Float64Array.from(unpack(embedding)),
     units: unpack(units),
-    maps: unpack(maps).map((v) => v * peak),
+    maps: Float32Array.from(unpack(maps), (v) => v * step),
   };
 }
 

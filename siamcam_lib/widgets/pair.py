@@ -1,7 +1,7 @@
 """The pair explorer: any two images of a gallery, their score and why, in the reader's browser.
 
 Used in chapter 4 (Grad-CAM maths) and in the case studies. Of each image only its projected map P,
-in half precision, and its embedding travel; every map of every ordered pair is computed from these.
+two bytes a value, and its embedding travel; every map of every ordered pair is computed from these.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import GalleryError
 from siamcam_lib.gallery import Gallery
 from siamcam_lib.plots import OPACITY
-from siamcam_lib.shards import half
 from siamcam_lib.widgets.base import (
     STATE_LIMIT,
     Explorer,
@@ -177,16 +176,17 @@ def _names(gallery: Gallery, names: Sequence[str] | None) -> list[str]:
 
 def _image(gallery: Gallery, i: int, name: str) -> dict[str, Any]:
     """All that travels of one image; units that are silent everywhere in it are left out."""
-    maps = gallery.maps(i, i + 1).numpy()
-    units = np.flatnonzero(maps[0].any(axis=(1, 2)))
-    halves, peak = half(maps)
+    maps = gallery.maps(i, i + 1)[0].numpy()
+    units = np.flatnonzero(maps.any(axis=(1, 2)))
+    # Even steps, not half precision: a map is a sum in which large values cancel.
+    step = float(np.abs(maps).max()) / 32767
     return {
         "name": name,
         "picture": picture(gallery.image(i)),
         "embedding": packed(gallery.embeddings[i], "float32"),
         "units": packed(units, "uint16"),
-        "maps": packed(halves[0][units], "float16"),
-        "peak": float(peak[0]),
+        "maps": packed(np.rint(maps[units] / (step or 1)), "int16"),
+        "step": step,
     }
 
 

@@ -132,12 +132,14 @@ function table() {
     row.forEach((n, j) => say(cells[i][j], String(n)))) };
 }
 
-/** A pair of pictures, what it is, and where it lies. */
+/** A pair of pictures, what it is, and where it lies. Not in <img> and <figure>, which the book's
+    theme frames and pads in the dark. */
 function card({ a, b, score, label }, pictures) {
-  const image = (k) => make("img", { src: pictures[k].url, alt: pictures[k].name });
+  const image = (k) => make("div", { role: "img", "aria-label": pictures[k].name,
+    style: `background-image: url(${pictures[k].url})` });
   const verdict = make("span");
-  const element = make("figure", { class: "siamcam-pair" }, make("div", {}, image(a), image(b)),
-    make("figcaption", {}, `y = ${score.toFixed(3)}`, make("br"), `${KIND[label]}: `, verdict));
+  const element = make("div", { class: "siamcam-pair" }, make("div", {}, image(a), image(b)),
+    `y = ${score.toFixed(3)}`, make("br"), `${KIND[label]}: `, verdict);
   return { element, show: (judged) => {
     say(verdict, judged === label ? "right" : "wrong");
     verdict.style.fontWeight = judged === label ? "" : "700";

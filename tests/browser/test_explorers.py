@@ -167,7 +167,7 @@ class TestThreshold:
             assert {p["pair"] for p in seen["nearest"]} == nearest
             columns = here.page.locator(".siamcam-judged > div > div")
             for judged in (0, 1):
-                cards = columns.nth(judged).locator("figure")
+                cards = columns.nth(judged).locator(".siamcam-pair")
                 expected = sorted(
                     (k for k in nearest if (report.score[k] >= threshold) == judged),
                     key=lambda k: (report.score[k], k),
@@ -180,8 +180,8 @@ class TestThreshold:
                     assert card.inner_text() == f"y = {report.score[k]:.3f}\n{kind}: {word}"
                     names = [pairs.images.classes[pairs.images.labels[i]]
                              for i in (pairs.a[k], pairs.b[k])]  # fmt: skip
-                    shown = card.locator("img").evaluate_all("all => all.map((i) => i.alt)")
-                    assert shown == names
+                    shown = card.get_by_role("img").all()
+                    assert [image.get_attribute("aria-label") for image in shown] == names
         assert any((k, 1 - judged) in sides for k, judged in sides)
 
     def test_the_slider(self, here, report):

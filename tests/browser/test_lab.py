@@ -25,7 +25,7 @@ import torch, siamcam_lib as sc
 from siamcam_lib.widgets import pair_explorer
 torch.manual_seed(0)
 images = sc.datasets.load("scenes/flowers", n=10)
-gal = sc.Gallery.embed(sc.SiameseNet(image_size=160), images, progress=False)
+gal = sc.Gallery.embed(sc.SiameseNet(image_size=64), images, progress=False)
 explorer = pair_explorer(gal)
 """
 HEARD = "print('heard', explorer.view.a, explorer.view.b, explorer.view.map)"

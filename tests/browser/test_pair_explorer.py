@@ -293,6 +293,7 @@ def test_a_telephone_shows_it_whole_in_light_and_dark(opened, files, scheme):
 
 # --- the same controls as ipywidgets, linked on a page without a kernel, as the book has them -----
 
+
 @pytest.fixture(scope="module")
 def linked_page(unit, write_linked, tmp_path_factory) -> Path:
     return write_linked([pair_explorer(unit)], tmp_path_factory.mktemp("linked")).parent

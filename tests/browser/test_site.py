@@ -7,8 +7,11 @@ import functools
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
+import yaml
 from playwright.sync_api import Page
 
 from siamcam_lib.book import build
@@ -189,6 +192,32 @@ def test_explorers_have_no_serious_violation(browser, serve, site, visits, viola
             found[name] = violations(page, ".siamcam-explorer")
             context.close()
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
+
+
+def test_launch_buttons_open_the_page_s_own_file(browser, site, executed):
+    """Binder, Colab and the download; what a server of the outside would answer is not asked."""
+    repository = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["repository"]
+    name = repository["url"].removeprefix("https://github.com/")
+    at = f"{name}/{repository['branch']}"
+    page = browser.new_page()
+    for run in executed.runs:
+        if not run.executed:
+            continue
+        file = f"{run.name}.ipynb"
+        assert (ROOT / file).is_file()
+        page.goto((site / f"{run.name}.html").as_uri())
+        links = set(page.locator("a[href]").evaluate_all("all => all.map((a) => a.href)"))
+        assert f"https://mybinder.org/v2/gh/{at}?urlpath=lab/tree/{file}" in links
+        branch = f"{name}/blob/{repository['branch']}"
+        assert f"https://colab.research.google.com/github/{branch}/{file}" in links
+        (download,) = [link for link in links if link.endswith(".ipynb") and "_sources" in link]
+        notebook = nbformat.read(unquote(urlsplit(download).path), as_version=4)
+        nbformat.validate(notebook)
+        original = nbformat.read(ROOT / file, as_version=4)
+        assert {c.source for c in original.cells} <= {c.source for c in notebook.cells} | {
+            c.source for c in original.cells if "parameters" in c.metadata.get("tags", [])
+        }
+    page.close()
 
 
 def test_no_page_is_wider_than_a_telephone(visits):

@@ -7,9 +7,12 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
+import yaml
+from IPython.core.interactiveshell import InteractiveShell
 
 from siamcam_lib.book import chapters
 
@@ -67,6 +70,18 @@ class TestFile:
         ]
         assert len(cells) == 1
         assert {"data", "profile", "seed"} <= assigned(cells[0].source)
+
+    def test_gets_the_library_where_a_launch_button_opens_it(self, name, monkeypatch):
+        """On Binder environment.yml brings it; Colab knows nothing of the repository."""
+        repository = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["repository"]
+        first = code_cells(NOTEBOOKS[name])[0]
+        assert first.metadata["tags"] == ["remove-cell"]
+        shell, asked = InteractiveShell(), []
+        shell.register_magic_function(asked.append, magic_name="pip")
+        assert shell.run_cell(first.source).success and asked == []
+        monkeypatch.setitem(sys.modules, "google.colab", ModuleType("colab"))
+        assert shell.run_cell(first.source).success
+        assert asked == [f'--quiet "siamcam_lib @ git+{repository["url"]}"']
 
     def test_uses_only_widgets_that_live_in_a_page(self, name):
         source = "\n".join(c.source for c in code_cells(NOTEBOOKS[name]))

@@ -8,6 +8,8 @@ import importlib
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
 import tarfile
 import time
@@ -20,6 +22,7 @@ from nbformat import v4
 
 from siamcam_lib.book import __main__ as command
 from siamcam_lib.book import build, chapters, run_chapters
+from siamcam_lib.book import run as run_module
 from siamcam_lib.book import vendor as vendoring
 from siamcam_lib.book.build import table
 from siamcam_lib.book.run import ChapterRun, recorded_runs
@@ -279,6 +282,44 @@ class TestFailure:
         # those after it were run, and what failed does not count as run
         assert printed(tmp_path / "stage/after.ipynb") == "ran as well\n"
         assert [run.name for run in recorded_runs(tmp_path / "stage")] == ["good", "after"]
+
+    def test_two_run_at_once_and_are_told_in_order(self, tmp_path):
+        """Each waits until the other has begun: one after the other neither would end."""
+        root = contents(tmp_path, "one", "two", "three")
+        for mine, other in (("one", "two"), ("two", "one"), ("three", "two")):
+            wait = (
+                "import pathlib, time\n"
+                f"pathlib.Path({str(tmp_path / mine)!r} + '.begun').touch()\n"
+                f"while not pathlib.Path({str(tmp_path / other)!r} + '.begun').exists():\n"
+                "    time.sleep(0.1)"
+            )
+            notebook(root / f"{mine}.ipynb", wait)
+        if run_module._cores() < 2:
+            pytest.skip("one core: one chapter at a time")
+        runs = run_chapters(root, tmp_path / "stage", cell_timeout=120)
+        assert [run.name for run in runs] == ["one", "two", "three"]
+        assert recorded_runs(tmp_path / "stage") == runs
+
+    @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+    def test_an_interruption_ends_what_runs(self, tmp_path):
+        root = contents(tmp_path / "book", "stuck", "later")
+        pid = tmp_path / "pid"
+        hang = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+        notebook(root / "stuck.ipynb", hang)
+        notebook(root / "later.ipynb", hang.replace("pid'", "pid2'"))
+        command = [sys.executable, "-m", "siamcam_lib.book", "--root", str(root)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        for _ in range(600):
+            if pid.exists() and pid.read_text():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130 and "stopped" in said and "Traceback" not in said
+        kernel = int(pid.read_text())
+        assert (
+            not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE
+        )
 
     def test_a_cell_that_takes_too_long_is_named(self, tmp_path):
         root = contents(tmp_path, "slow")

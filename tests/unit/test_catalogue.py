@@ -34,8 +34,11 @@ def picture(path: Path, colour: int) -> None:
 def make_set(home: Path, name: str, items: list[str] | None = None) -> Path:
     """A set of the right shape: two differing pictures in each class unless items are given."""
     known = catalogue.SETS[name]
-    items = items or [f"{c}/{city}_1{k}{i}_1.jpg" for k, c in enumerate(known.classes)
-                      for i, city in enumerate(("rome", "oslo"))]
+    items = items or [
+        f"{c}/{city}_1{k}{i}_1.jpg"
+        for k, c in enumerate(known.classes)
+        for i, city in enumerate(("rome", "oslo"))
+    ]
     for colour, item in enumerate(items):
         picture(home / name / item, colour)
     return home / name
@@ -110,8 +113,13 @@ def test_absent_set_names_the_command_and_the_variable(home, name):
 
 @pytest.mark.parametrize(
     ("wrong", "meant"),
-    [("flower", "flowers"), ("skin-cancer", "skin_cancer"), ("AirBnB", "airbnb"),
-     ("scenes/flower", "scenes/flowers"), ("scenes/room", "scenes/rooms")],
+    [
+        ("flower", "flowers"),
+        ("skin-cancer", "skin_cancer"),
+        ("AirBnB", "airbnb"),
+        ("scenes/flower", "scenes/flowers"),
+        ("scenes/room", "scenes/rooms"),
+    ],
 )
 def test_unknown_name_gets_a_suggestion(wrong, meant, home, monkeypatch):
     monkeypatch.chdir(home)
@@ -142,8 +150,11 @@ def test_missing_path_is_called_a_missing_folder(tmp_path):
 def test_own_folder_is_loaded(tmp_path, home):
     for item in ("a/1.png", "a/2.png", "b/1.png"):
         picture(tmp_path / "own" / item, 0)
-    for images in (catalogue.load(tmp_path / "own"), catalogue.load(str(tmp_path / "own")),
-                   catalogue.resolve(str(tmp_path / "own"), "flowers")):
+    for images in (
+        catalogue.load(tmp_path / "own"),
+        catalogue.load(str(tmp_path / "own")),
+        catalogue.resolve(str(tmp_path / "own"), "flowers"),
+    ):
         assert images.origin == "folder" and images.counts() == {"a": 2, "b": 1}
 
 
@@ -157,9 +168,14 @@ def test_a_name_goes_before_a_folder_of_that_name(home, monkeypatch, tmp_path_fa
     assert catalogue.load("./flowers").origin == "folder"
 
 
-@pytest.mark.parametrize(("kind", "mirror"), [
-    ("flowers", "scenes/flowers"), ("skin_cancer", "scenes/lesions"), ("airbnb", "scenes/rooms"),
-])
+@pytest.mark.parametrize(
+    ("kind", "mirror"),
+    [
+        ("flowers", "scenes/flowers"),
+        ("skin_cancer", "scenes/lesions"),
+        ("airbnb", "scenes/rooms"),
+    ],
+)
 def test_resolve(home, kind, mirror):
     assert catalogue.resolve("auto", kind, n=20).name == mirror
     make_set(home, kind)
@@ -222,13 +238,19 @@ def test_copies_under_one_class_share_a_group(home):
 
 
 def test_listings_are_groups_joined_by_copies_and_by_an_appended_digit(home):
-    fill = [f"{c}/oslo_9{k}00_{i}.jpg" for k, c in enumerate(catalogue.SETS["airbnb"].classes)
-            for i in (1, 2)]
-    own = ["kitchen/rome_100_1.jpg", "bedroom/rome_100_2 .jpg",  # one flat, two rooms
-           "kitchen/rome_1001_1.jpg",  # the same flat with a digit appended
-           "kitchen/oslo_1001_1.jpg",  # another city
-           "decor/rome_555_1.jpg",
-           "outdoor/whatever.jpg"]
+    fill = [
+        f"{c}/oslo_9{k}00_{i}.jpg"
+        for k, c in enumerate(catalogue.SETS["airbnb"].classes)
+        for i in (1, 2)
+    ]
+    own = [
+        "kitchen/rome_100_1.jpg",
+        "bedroom/rome_100_2 .jpg",  # one flat, two rooms
+        "kitchen/rome_1001_1.jpg",  # the same flat with a digit appended
+        "kitchen/oslo_1001_1.jpg",  # another city
+        "decor/rome_555_1.jpg",
+        "outdoor/whatever.jpg",
+    ]
     folder = make_set(home, "airbnb", fill + own)
     # A copy ties two listings whose numbers are nothing alike.
     shutil.copy(folder / "decor/rome_555_1.jpg", folder / "decor/rome_777_2.jpg")
@@ -288,8 +310,10 @@ def test_real_flowers_lose_the_pictures_with_two_labels():
     images = catalogue.load_set("flowers")
     names = {item.split("/")[1] for item in images.items}
     assert not names & {
-        "17104364030_ee31ee279b_n.jpg", "17291451621_0e39f08b9e_n.jpg",
-        "17291930305_79deae6a90_n.jpg", "15922772266_1167a06620.jpg",
+        "17104364030_ee31ee279b_n.jpg",
+        "17291451621_0e39f08b9e_n.jpg",
+        "17291930305_79deae6a90_n.jpg",
+        "15922772266_1167a06620.jpg",
     }
     assert any("no known label" in note for note in images.notes)
 

@@ -915,7 +915,9 @@ class TestErrors:
 
     def test_a_module_for_other_images(self):
         grey = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        with pytest.raises(ExplanationError, match=r"does not take one batch of images \(2, 3, 40, 40\)"):
+        with pytest.raises(
+            ExplanationError, match=r"does not take one batch of images \(2, 3, 40, 40\)"
+        ):
             self.look(grey, layer="0")
 
     def test_images_too_small_for_the_module(self):

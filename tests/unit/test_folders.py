@@ -242,9 +242,7 @@ def test_single_image_class_is_noted(pets):
     picture(pets / "eel" / "a.png")
     images = load_folder(pets)
     assert images.counts()["eel"] == 1
-    assert images.notes == (
-        "1 class of a single image can serve only in dissimilar pairs: eel.",
-    )
+    assert images.notes == ("1 class of a single image can serve only in dissimilar pairs: eel.",)
 
 
 def test_one_image_in_every_class(tmp_path):

@@ -461,9 +461,7 @@ class TestNearest:
             found = gal.nearest(query, 3)
             truth = [sc.explain(net, PICTURES[6], x).dissimilarity for x in PICTURES[:5]]
             np.testing.assert_allclose(found.dissimilarity, np.sort(truth)[:3], rtol=1e-5)
-            np.testing.assert_allclose(
-                found.dissimilarity, np.array(truth)[found.index], rtol=1e-5
-            )
+            np.testing.assert_allclose(found.dissimilarity, np.array(truth)[found.index], rtol=1e-5)
 
     def test_of_a_new_image_that_is_in_the_gallery(self):
         """As a picture it is looked for among all; as an index it is left out."""

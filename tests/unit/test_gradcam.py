@@ -534,7 +534,9 @@ class TestApproach:
         d = net.distance(*scaled)
         assume(float(d.min().detach()) > 1e-3)
         truth = torch.autograd.grad(-d.sum(), (e1, e2))
-        for v, t in zip(gradcam.approach(e1.detach(), e2.detach(), unit=net.normalize), truth, strict=True):
+        for v, t in zip(
+            gradcam.approach(e1.detach(), e2.detach(), unit=net.normalize), truth, strict=True
+        ):
             torch.testing.assert_close(v, t, rtol=1e-11, atol=1e-12 * float(t.abs().max()))
 
     def test_unit_length_directions_are_sideways(self):

@@ -273,8 +273,10 @@ def huge_png(width: int, height: int) -> bytes:
 
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x00\x00\x00\x00"
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -336,9 +338,16 @@ def test_damaged_files_raise_only_our_error(seed, kind):
 def test_arrays_and_tensors_of_each_shape_agree():
     bytes_ = np.asarray(corner_picture())
     channels_first = torch.from_numpy(bytes_.copy()).permute(2, 0, 1)
-    for value in (bytes_, bytes_ / 255, (bytes_ / 255).astype(np.float32), channels_first,
-                  channels_first / 255, (channels_first / 255).requires_grad_(),
-                  (channels_first / 255).bfloat16(), corner_picture()):
+    for value in (
+        bytes_,
+        bytes_ / 255,
+        (bytes_ / 255).astype(np.float32),
+        channels_first,
+        channels_first / 255,
+        (channels_first / 255).requires_grad_(),
+        (channels_first / 255).bfloat16(),
+        corner_picture(),
+    ):
         assert np.array_equal(images.as_image(value), bytes_)
 
 

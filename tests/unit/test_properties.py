@@ -395,7 +395,7 @@ def test_any_head_and_any_comparison(seed, head, name, K, h, w, count, dtype):
     terms = gradient.mean(dim=(2, 3), keepdim=True) * A.double()
     truth, peak = terms.sum(dim=1), terms.sum(dim=1).abs().amax(dim=(1, 2))
     torch.testing.assert_close(compared.dissimilarity, y.detach(), rtol=1e-5, atol=1e-6)
-    scale = (gradient.mean(dim=(2, 3)).norm(dim=1) * A.double().norm(dim=1).amax(dim=(1, 2)))
+    scale = gradient.mean(dim=(2, 3)).norm(dim=1) * A.double().norm(dim=1).amax(dim=(1, 2))
     good = (peak > 0.05 * scale) & (scale > 1e-6)
     gap = (found - truth).abs().amax(dim=(1, 2))
     if dtype == torch.float64:
@@ -733,7 +733,7 @@ class TestTwoHalvesOfOneMap:
                 assert np.array_equal(ours.raw[i], paper.raw[i])
                 assert np.array_equal(ours.factual[i], other[0][i])
                 assert np.array_equal(ours.counterfactual[i], other[1][i])
-                assert (ours.factual[i].any() or ours.counterfactual[i].any())
+                assert ours.factual[i].any() or ours.counterfactual[i].any()
 
 
 # --- batches and scales ---------------------------------------------------------------------------

@@ -23,7 +23,10 @@ from siamcam_lib.widgets.loss import loss_explorer
 from siamcam_lib.widgets.steps import steps_explorer
 from siamcam_lib.widgets.threshold import CANDIDATES, spread, threshold_explorer
 
-TYPES = {"uint8": "u1", "uint16": "<u2", "float16": "<f2", "float32": "<f4", "float64": "<f8"}
+TYPES = {
+    "uint8": "u1", "int16": "<i2", "uint16": "<u2",
+    "float16": "<f2", "float32": "<f4", "float64": "<f8",
+}  # fmt: skip
 KINDS = ("threshold", "loss", "steps", "crop")
 
 
