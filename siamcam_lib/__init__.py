@@ -22,13 +22,16 @@ from siamcam_lib import (
     losses,
     pairs,
     plots,
+    results,
     widgets,
 )
 from siamcam_lib.embedder import Embedder
 from siamcam_lib.evaluation import Report, evaluate
 from siamcam_lib.explain import Explanation, explain
+from siamcam_lib.features import View
 from siamcam_lib.gallery import Gallery
 from siamcam_lib.model import SiameseNet
+from siamcam_lib.study import Study, study
 from siamcam_lib.training import FINETUNE, FROZEN, Fit, Recipe, fit
 
 __version__ = "0.1.0"
@@ -43,6 +46,8 @@ __all__ = [
     "Recipe",
     "Report",
     "SiameseNet",
+    "Study",
+    "View",
     "cropping",
     "datasets",
     "errors",
@@ -54,5 +59,7 @@ __all__ = [
     "losses",
     "pairs",
     "plots",
+    "results",
+    "study",
     "widgets",
 ]

@@ -7,6 +7,9 @@ pooled output g (K numbers an image) is all that training and evaluation need.
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,10 +20,48 @@ from tqdm.auto import tqdm
 from siamcam_lib.backbones import evaluating
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import ImageSet
+from siamcam_lib.errors import DataError
+from siamcam_lib.identity import identity
 from siamcam_lib.model import SiameseNet
 
 VIEWS = ("plain", "mirrored")
 """The picture as it is, and its mirror image: the cheapest augmentation of frozen features."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Pictures as a random transform changes them, each once: more views for frozen features.
+
+    Attributes:
+        transform: PIL image → PIL image, such as ``v2.ColorJitter(0.3)``.
+        draw: Another number, another draw; each picture has its own.
+
+    Example:
+        >>> from torchvision.transforms import v2
+        >>> turned = View(v2.RandomRotation(90))
+        >>> turned(Image.new("RGB", (40, 30)), "name").size
+        (40, 30)
+    """
+
+    transform: Callable[[Image.Image], Image.Image]
+    draw: int = 0
+
+    def __call__(self, picture: Image.Image, name: str) -> Image.Image:
+        """The picture changed; the same `name` draws the same change."""
+        drawn = hashlib.sha256(f"{self.draw} {name}".encode()).digest()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(drawn[:7]))
+            changed = self.transform(picture)
+        if not isinstance(changed, Image.Image):
+            raise DataError(
+                f"A view's transform gives a PIL image, not {type(changed).__name__}; leave out "
+                "steps such as ToImage and ToDtype."
+            )
+        return changed
+
+    def __str__(self) -> str:
+        told = json.dumps(identity(self.transform), sort_keys=True)
+        return f"{hashlib.sha256(told.encode()).hexdigest()}-{self.draw}"
 
 
 def backbone_digest(net: SiameseNet) -> str:
@@ -34,7 +75,7 @@ def backbone_digest(net: SiameseNet) -> str:
 class _Pictures(Dataset):
     """The pictures of an image set at the network's size, uint8 (3, S, S)."""
 
-    def __init__(self, images: ImageSet, wanted: list[tuple[int, str]], size: int) -> None:
+    def __init__(self, images: ImageSet, wanted: list[tuple[int, str | View]], size: int) -> None:
         self.images, self.wanted, self.size = images, wanted, size
 
     def __len__(self) -> int:
@@ -43,7 +84,9 @@ class _Pictures(Dataset):
     def __getitem__(self, position: int) -> torch.Tensor:
         index, view = self.wanted[position]
         picture = self.images.image(index)
-        if view == "mirrored":
+        if isinstance(view, View):
+            picture = view(picture, self.images.digest(index))
+        elif view == "mirrored":
             picture = ImageOps.mirror(picture)
         picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
@@ -53,7 +96,7 @@ def pooled_features(
     net: SiameseNet,
     images: ImageSet,
     *,
-    view: str = "plain",
+    view: str | View = "plain",
     cache: FeatureCache | None = None,
     batch_size: int = 64,
     progress: bool = True,
@@ -63,7 +106,7 @@ def pooled_features(
     Args:
         net: Gives backbone, input size and device.
         images: n images.
-        view: ``"plain"`` or ``"mirrored"``.
+        view: ``"plain"``, ``"mirrored"`` or a `View`.
         cache: Where to look and to store; by default the user's cache folder.
         batch_size: Images in one forward pass; what is computed is stored after each batch, so
             that an interrupted run loses at most one.
@@ -74,6 +117,7 @@ def pooled_features(
 
     Raises:
         CacheError: if the cache cannot be read or written.
+        DataError: if there is no such view.
         ImageError: if a picture cannot be read.
 
     Example:
@@ -85,6 +129,8 @@ def pooled_features(
         >>> pooled_features(net, images, cache=cache, progress=False).shape
         torch.Size([10, 512])
     """
+    if not isinstance(view, View) and view not in VIEWS:
+        raise DataError(f"There is no view {view!r}; choose one of {VIEWS}, or give a View.")
     cache = cache or FeatureCache()
     model = backbone_digest(net)
     keys = [f"{model}/{view}/{images.digest(i)}" for i in range(len(images))]

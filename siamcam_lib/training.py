@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from siamcam_lib.backbones import evaluating
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.calibration import best_threshold, fit_sigmoid, require_spread
 from siamcam_lib.errors import TrainingError
-from siamcam_lib.features import VIEWS, backbone_digest, pooled_features
+from siamcam_lib.features import VIEWS, View, backbone_digest, pooled_features
 from siamcam_lib.files import whole_file
 from siamcam_lib.identity import identity
 from siamcam_lib.losses import Objective, objective
@@ -106,6 +106,7 @@ def fit(
     recipe: Recipe | None = None,
     threshold: float | None = None,
     augmentation: v2.Transform | None = None,
+    views: Sequence[str | View] = VIEWS,
     folder: str | Path | None = None,
     cache: FeatureCache | None = None,
     progress: bool = True,
@@ -113,8 +114,8 @@ def fit(
     """Train `net` in place on ``split.train``, choose by ``split.val``; never touch ``split.test``.
 
     Frozen mode (the default) trains projection and output on cached features of the pictures and
-    of their mirror images: seconds on two cores. Fine-tuning trains everything on augmented
-    pictures. Either way the last weights are kept or, with `Recipe.patience`, those of the epoch
+    of their mirror images, or of other `views`: seconds on two cores. Fine-tuning trains everything
+    on augmented pictures. Either way the last weights are kept or, with `Recipe.patience`, those of the epoch
     with the best validation AUC; then the sigmoid is fitted to validation distances
     (`fit_sigmoid`) and the threshold is chosen on validation pairs (`best_threshold`).
 
@@ -128,7 +129,10 @@ def fit(
         finetune: Train the backbone too.
         recipe: By default `FROZEN` or `FINETUNE`.
         threshold: Use this one instead of choosing it (the paper's 0.5, say).
-        augmentation: PIL image → float tensor in [0, 1]; by default `default_augmentation`.
+        augmentation: PIL image → float tensor in [0, 1]; by default `default_augmentation`
+            (fine-tuning).
+        views: Which views of the training pictures are learned from (frozen mode); each time a
+            picture comes up, one of them is drawn.
         folder: Where to keep checkpoints. A second call with the same arguments takes up an
             interrupted training there and ends with the same weights; one with other data, seed,
             network, recipe, loss or augmentation is refused. A loss or augmentation of your own
@@ -162,10 +166,13 @@ def fit(
     if threshold is not None and not 0 < threshold < 1:
         raise TrainingError(f"A threshold lies strictly between 0 and 1, not at {threshold!r}.")
     check_split(split)
+    if not views:
+        raise TrainingError("views is empty; give at least one view of the training pictures.")
     recipe = recipe or (FINETUNE if finetune else FROZEN)
     augmentation = augmentation or default_augmentation(recipe.crop_size)
     record = {} if folder is None else {
         "seed": seed, "loss": identity(goal), "augmentation": identity(augmentation),
+        "views": [str(view) for view in views],
         "finetune": finetune, "recipe": recipe.__dict__,
         "network": net.config, "backbone's weights": backbone_digest(net),
         "training images": split.train.fingerprint(),
@@ -175,8 +182,11 @@ def fit(
         _restart_head(net, seed)
         net.train().requires_grad_(True)
         net.backbone.requires_grad_(finetune)
-        stage = _finetuning if finetune else _frozen
-        train, val, embed = stage(net, split, recipe, augmentation, cache, progress)
+        train, val, embed = (
+            _finetuning(net, split, augmentation)
+            if finetune
+            else _frozen(net, split, recipe, views, cache, progress)
+        )
         task = _Task(net, goal, recipe, split, train, val, embed, finetune, seed)
         device = net.device
         resumed_at = _run(task, record, folder, progress)
@@ -237,20 +247,20 @@ class _PooledViews(Dataset):
         )
 
 
-def _frozen(net, split, recipe, augmentation, cache, progress):
+def _frozen(net, split, recipe, views, cache, progress):
     """Training data, validation input and embedding function of the frozen mode."""
     read = {"cache": cache, "progress": progress}
-    views = torch.stack([pooled_features(net, split.train, view=view, **read) for view in VIEWS])
+    seen = torch.stack([pooled_features(net, split.train, view=view, **read) for view in views])
     val = pooled_features(net, split.val, **read)
 
     def embed(pooled: Tensor) -> Tensor:
         rate = recipe.dropout if torch.is_grad_enabled() else 0.0
         return net.embed_pooled(torch.nn.functional.dropout(pooled, rate, training=rate > 0))
 
-    return _PooledViews(views, split.train.labels), val, embed
+    return _PooledViews(seen, split.train.labels), val, embed
 
 
-def _finetuning(net, split, recipe, augmentation, cache, progress):
+def _finetuning(net, split, augmentation):
     """The same of the fine-tuning mode: pictures instead of features."""
     pictures = [split.val.image(i) for i in range(len(split.val))]
     val = net.to_tensor(pictures)

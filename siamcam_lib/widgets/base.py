@@ -104,7 +104,8 @@ def slider_through(value: float, step: float = 0.01, **options: Any) -> ipywidge
         (0.001415, 0.391415, 0.991415)
     """
     below, above = (max(0, math.ceil(room / step - 1e-9) - 1) for room in (value, 1 - value))
-    low, high = value - step * below, value + step * above
+    # a little room above, or rounding keeps the browser from the last step
+    low, high = value - step * below, value + step * (above + 1e-5)
     return ipywidgets.FloatSlider(value, min=low, max=high, step=step, **options)
 
 

@@ -81,7 +81,7 @@ class TestFile:
         assert shell.run_cell(first.source).success and asked == []
         monkeypatch.setitem(sys.modules, "google.colab", ModuleType("colab"))
         assert shell.run_cell(first.source).success
-        assert asked == [f'--quiet "siamcam_lib @ git+{repository["url"]}"']
+        assert asked == [f'install --quiet "siamcam_lib @ git+{repository["url"]}"']
 
     def test_uses_only_widgets_that_live_in_a_page(self, name):
         source = "\n".join(c.source for c in code_cells(NOTEBOOKS[name]))

@@ -35,6 +35,8 @@ LAYERS = [
     "explain explainers",
     "shards gallery",
     "evaluation cropping",
+    "study",
+    "results",
     "plots widgets",
     "book",
 ]

@@ -1,0 +1,131 @@
+"""Intervals and comparisons against closed forms, scipy and simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from siamcam_lib.errors import EvaluationError
+from siamcam_lib.evaluation import Estimate, compare, mean_interval, over_seeds, report
+
+
+def simulated(seed: int, shift: float = 1.0, n: int = 400):
+    """Scores of n pairs in n/2 anchors, of two models; the second is better by `shift`."""
+    random = np.random.default_rng(seed)
+    label = np.arange(n) % 2
+    noise = random.normal(size=n)
+    scores = [1 / (1 + np.exp(-(2 * label - 1) * k - noise)) for k in (1.0, 1.0 + shift)]
+    return [report(s, label, 0.5) for s in scores], np.arange(n) // 2
+
+
+class TestMeanInterval:
+    def test_of_independent_values_it_is_the_normal_one(self):
+        values = np.random.default_rng(0).normal(5, 2, 500)
+        found = mean_interval(values, resamples=4000)
+        half = 1.96 * values.std() / 500**0.5
+        assert found.value == pytest.approx(values.mean())
+        assert (found.low, found.high) == pytest.approx(
+            (values.mean() - half, values.mean() + half), abs=0.1 * half
+        )
+
+    def test_copies_of_one_value_are_one_observation(self):
+        values = np.random.default_rng(0).normal(size=50)
+        alone = mean_interval(values)
+        copied = mean_interval(np.repeat(values, 9), np.repeat(np.arange(50), 9))
+        assert copied == pytest.approx(alone)
+        careless = mean_interval(np.repeat(values, 9))
+        assert careless.high - careless.low < 0.5 * (copied.high - copied.low)
+
+    def test_covers_the_truth_about_as_often_as_it_says(self):
+        random = np.random.default_rng(1)
+        inside = 0
+        for _ in range(200):
+            found = mean_interval(random.binomial(1, 0.7, 80), resamples=300)
+            inside += found.low <= 0.7 <= found.high
+        assert 0.88 <= inside / 200 <= 1.0
+
+    @pytest.mark.parametrize("values", [[], [1.0, np.nan], [np.inf], [[1.0], [2.0]]])
+    def test_refuses(self, values):
+        with pytest.raises(EvaluationError, match="list of finite numbers"):
+            mean_interval(values)
+
+    def test_refuses_clusters_of_another_length(self):
+        with pytest.raises(EvaluationError, match="3 values and 2 clusters"):
+            mean_interval([1, 2, 3], [0, 1])
+
+
+class TestOverSeeds:
+    def test_is_student(self):
+        values = [0.9, 0.95, 0.91, 0.97, 0.93]
+        found = over_seeds(values)
+        low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+        assert found == pytest.approx((np.mean(values), low, high))
+
+    def test_equal_values_leave_no_doubt(self):
+        assert over_seeds([0.5, 0.5, 0.5]) == Estimate(0.5, 0.5, 0.5)
+
+    @pytest.mark.parametrize("values", [[], [0.9], [0.9, np.nan]])
+    def test_refuses(self, values):
+        with pytest.raises(EvaluationError, match="two finite numbers"):
+            over_seeds(values)
+
+
+class TestCompare:
+    def test_against_its_parts(self):
+        (first, second), anchor = simulated(0)
+        found = compare(first, second, anchor)
+        right = [(r.score >= 0.5) == (r.label == 1) for r in (first, second)]
+        assert found.gained == (right[1] & ~right[0]).sum()
+        assert found.lost == (right[0] & ~right[1]).sum()
+        assert found.accuracy.value == pytest.approx(second.accuracy - first.accuracy)
+        aucs = [roc_auc_score(r.label, r.score) for r in (first, second)]
+        assert found.auc.value == pytest.approx(aucs[1] - aucs[0])
+        table = stats.contingency.crosstab(*right).count
+        b, c = table[0, 1], table[1, 0]
+        assert found.p == pytest.approx(stats.binomtest(int(b), int(b + c)).pvalue)
+        assert found.accuracy.low > 0 and found.auc.low > 0 and found.p < 0.01
+
+    def test_a_model_against_itself(self):
+        (first, _), anchor = simulated(1)
+        found = compare(first, first, anchor)
+        assert (found.gained, found.lost, found.p) == (0, 0, 1.0)
+        assert found.accuracy == found.auc == Estimate(0, 0, 0)
+
+    def test_turned_round_it_changes_sign(self):
+        (first, second), anchor = simulated(2)
+        there, back = compare(first, second, anchor), compare(second, first, anchor)
+        assert (there.gained, there.lost, there.p) == (back.lost, back.gained, back.p)
+        assert there.accuracy.value == pytest.approx(-back.accuracy.value)
+
+    def test_several_seeds_are_judged_together(self):
+        made = [simulated(seed, shift=0.3) for seed in range(3)]
+        first, second = zip(*(reports for reports, _ in made), strict=True)
+        found = compare(first, second, [anchor for _, anchor in made])
+        gains = [b.accuracy - a.accuracy for a, b in zip(first, second, strict=True)]
+        assert found.accuracy.value == pytest.approx(np.mean(gains))
+        assert found.auc.value == pytest.approx(
+            np.mean([b.auc - a.auc for a, b in zip(first, second, strict=True)])
+        )
+        assert found.auc.low <= found.auc.value <= found.auc.high
+
+    def test_shared_anchors_widen_the_interval(self):
+        """The same pictures in every seed are the same pictures, not three times as many."""
+        (first, second), anchor = simulated(3, shift=0.3)
+        apart = [anchor, anchor + 1000, anchor + 2000]
+        wide = compare([first] * 3, [second] * 3, [anchor] * 3).accuracy
+        narrow = compare([first] * 3, [second] * 3, apart).accuracy
+        assert (narrow.high - narrow.low) < 0.8 * (wide.high - wide.low)
+
+    def test_no_difference_is_seldom_found_sure(self):
+        found = [compare(*simulated(seed, shift=0.0)[0]).p for seed in range(20)]
+        assert np.mean(np.array(found) < 0.05) <= 0.2
+
+    def test_refuses_other_pairs(self):
+        (first, _), anchor = simulated(4)
+        other = report(first.score[::-1], first.label[::-1].copy(), 0.5)
+        with pytest.raises(EvaluationError, match="same pairs"):
+            compare(first, other)
+        with pytest.raises(EvaluationError, match="anchor is needed"):
+            compare(first, first, anchor[:-1])
