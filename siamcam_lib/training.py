@@ -115,8 +115,8 @@ def fit(
 
     Frozen mode (the default) trains projection and output on cached features of the pictures and
     of their mirror images, or of other `views`: seconds on two cores. Fine-tuning trains everything
-    on augmented pictures. Either way the last weights are kept or, with `Recipe.patience`, those of the epoch
-    with the best validation AUC; then the sigmoid is fitted to validation distances
+    on augmented pictures. Either way the last weights are kept or, with `Recipe.patience`, those of
+    the epoch with the best validation AUC; then the sigmoid is fitted to validation distances
     (`fit_sigmoid`) and the threshold is chosen on validation pairs (`best_threshold`).
 
     Args:
