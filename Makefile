@@ -21,7 +21,7 @@ LOCK  = $(UV) pip compile pyproject.toml --extra test --extra bench --universal 
 TORCH_PACKAGES = ^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==
 
 .DEFAULT_GOAL = help
-.PHONY: help book test lab data bench lint lock clean
+.PHONY: help book results test lab data bench lint lock clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -29,11 +29,15 @@ TORCH_PACKAGES = ^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  DATA=auto|scenes|real|FOLDER  PROFILE=quick|full  SEED=0  ONLY=book/cases/flowers"
+	@echo "  DATA=auto|scenes|real|FOLDER  PROFILE=quick|full  SEED=0  ONLY=book/cases/flowers  FRESH=1"
 	@echo "  TORCH_BACKEND=cpu  PYTHON=python3.12"
 
-book: $(READY) ## run every chapter once, build the site, say where it is
-	@$(PY) -m siamcam_lib.book --data "$(DATA)" --profile "$(PROFILE)" --seed "$(SEED)" $(if $(ONLY),--only "$(ONLY)")
+book: $(READY) ## run every chapter that changed, build the site, say where it is
+	@$(PY) -m siamcam_lib.book --data "$(DATA)" --profile "$(PROFILE)" --seed "$(SEED)" \
+	  $(if $(ONLY),--only "$(ONLY)") $(if $(FRESH),--fresh)
+
+results: $(READY) ## compute every number of the results page anew (PROFILE=full: as published)
+	@$(PY) -m siamcam_lib.book --data "$(DATA)" --profile "$(PROFILE)" --seed "$(SEED)" --results
 
 test: lint ## lint, unit tests, doctests, all chapters, the site in a browser
 	@$(PY) -m pytest --doctest-modules tests/unit siamcam_lib tests/chapters tests/browser $(PYTEST)

@@ -137,7 +137,9 @@ def pooled_features(
     known = cache.get(keys)
     missing = list({key: i for i, key in enumerate(keys) if key not in known}.items())
     loader = DataLoader(
-        _Pictures(images, [(i, view) for _, i in missing], net.image_size), batch_size=batch_size
+        _Pictures(images, [(i, view) for _, i in missing], net.image_size),
+        batch_size=batch_size,
+        generator=torch.Generator(),  # of its own: it draws a number from whichever it has
     )
     bar = tqdm(
         total=len(missing),

@@ -20,8 +20,8 @@ from siamcam_lib.errors import EvaluationError
 from siamcam_lib.evaluation import Estimate
 from siamcam_lib.study import Study
 
-MIME = "application/vnd.siamcam.results+json"
-"""Of the data beside each shown table; Jupyter keeps it in the notebook and shows the table."""
+KEPT = "siamcam_results"
+"""Where an output's metadata hold the records of the table it shows."""
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "scikit-learn", "numpy")
 """Whose versions a record names: those that can change a number."""
 
@@ -127,12 +127,9 @@ class show:
             raise EvaluationError("There is no record to show.")
         self.records = records
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        return {
-            "text/plain": repr(self),
-            "text/html": _html(self.records),
-            MIME: [asdict(r) for r in self.records],
-        }
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        shown = {"text/plain": repr(self), "text/html": _html(self.records)}
+        return shown, {KEPT: [asdict(r) for r in self.records]}
 
     def __repr__(self) -> str:
         return markdown(self.records)
@@ -148,7 +145,7 @@ def read(notebook: Path | str) -> list[Record]:
     try:
         cells = json.loads(path.read_text("utf-8"))["cells"]
         outputs = [output for cell in cells for output in cell.get("outputs", ())]
-        found = [row for output in outputs for row in output.get("data", {}).get(MIME, ())]
+        found = [row for output in outputs for row in output.get("metadata", {}).get(KEPT, ())]
         return [_record(row) for row in found]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(
@@ -161,7 +158,25 @@ def markdown(records: Sequence[Record]) -> str:
     """Records as a Markdown table: settings down, measures across."""
     names, rows = _cells(records)
     lines = [f"| {' | '.join(['', *names])} |", f"| {' | '.join(['---'] * (len(names) + 1))} |"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+    plain = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in plain])
+
+
+def provenance(records: Sequence[Record]) -> str:
+    """How the numbers came about, as a Markdown table; digests and times in short."""
+    lines = [
+        "| | images | digest | profile | protocol | seeds | time |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in records:
+        seeds = ", ".join(map(str, r.seeds)) or "–"
+        time = f"{r.seconds:.0f} s" if r.seconds else "–"
+        lines.append(
+            f"| {r.setting} | {r.images}, {r.count} ({r.origin}) | `{r.digest[:12]}` | "
+            f"{r.profile} | {r.protocol} | {seeds} | {time} |"
+        )
+    versions = {f"{name} {number}" for r in records for name, number in r.versions.items()}
+    return "\n".join([*lines, "", f"Made with {', '.join(sorted(versions, key=str.lower))}."])
 
 
 def _html(records: Sequence[Record]) -> str:

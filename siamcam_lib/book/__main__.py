@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from siamcam_lib.book.build import build
-from siamcam_lib.book.run import run_chapters
+from siamcam_lib.book.run import run_chapters, with_results
 from siamcam_lib.errors import SiamcamError
 
 
@@ -18,10 +18,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", default="auto", help="auto, scenes, real, or a folder")
     parser.add_argument("--profile", default="quick", choices=["quick", "full"])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument(
         "--only",
         help="run this page only, e.g. book/cases/flowers; the others stay as they are, and those "
         "never run are shown without results",
+    )
+    some.add_argument(
+        "--results",
+        action="store_true",
+        help="run only the chapters whose numbers stand on the results page",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="run every chapter, also those with nothing changed"
     )
     chosen = parser.parse_args(arguments)
     limits = {} if chosen.profile == "quick" else {"cell_timeout": 36e3, "chapter_timeout": 72e3}
@@ -33,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
             data=chosen.data,
             profile=chosen.profile,
             seed=chosen.seed,
-            only=chosen.only,
+            only=with_results(chosen.root) if chosen.results else chosen.only,
+            reuse=not chosen.fresh,
             **limits,
         )
         build(chosen.root, output / "stage", output / "html")

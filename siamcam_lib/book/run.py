@@ -16,9 +16,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +26,8 @@ import nbformat
 import psutil
 import yaml
 
+from siamcam_lib.book.progress import Board, Line
+from siamcam_lib.book.unchanged import run_key
 from siamcam_lib.errors import BookError
 
 RUNS_FILE = "runs.json"
@@ -34,7 +36,6 @@ RUNS_FILE = "runs.json"
 _CELL_COUNT = re.compile(r"(\d+)/(\d+) \[")  # in papermill's progress bar
 CHAPTERS_AT_ONCE = 2
 """Much of a chapter uses one core; each needs up to 2 GB."""
-_WIPE = "\r\033[K"  # back to the start of the terminal's line, and clear it
 _WORKER = Path(__file__).with_name("worker.py")
 _NOT_RUN = """```{{warning}}
 This page has not been run yet, so it has no results. `make book` runs every page, and
@@ -52,6 +53,7 @@ class ChapterRun:
         seconds: How long it ran; 0 for a page without code.
         executed: Whether it is a notebook, which was run, or prose, which was copied.
         parameters: What was put into its `parameters` cell.
+        key: Digest of everything its results depend on; see `siamcam_lib.book.unchanged`.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ChapterRun:
     seconds: float
     executed: bool
     parameters: dict[str, Any]
+    key: str = ""
 
 
 def chapters(root: Path | str) -> dict[str, Path]:
@@ -115,10 +118,11 @@ def run_chapters(
     data: str = "auto",
     profile: str = "quick",
     seed: int = 0,
-    only: str | None = None,
+    only: str | Collection[str] | None = None,
     cell_timeout: float = 600.0,
     chapter_timeout: float = 1200.0,
     workers: int | None = None,
+    reuse: bool = False,
 ) -> list[ChapterRun]:
     """Execute the chapters and stage everything the pages are rendered from.
 
@@ -130,15 +134,18 @@ def run_chapters(
         data: ``"auto"``, ``"scenes"``, ``"real"`` or a folder of class folders.
         profile: ``"quick"`` or ``"full"``.
         seed: Passed to every chapter that declares it.
-        only: Name of one page, as in `_toc.yml`: run that one and leave the others as they are.
-            Chapters never run before are staged without results, and say so; prose is staged.
+        only: Name of one page, as in `_toc.yml`, or several: run these and leave the others as
+            they are. Chapters never run before are staged without results, and say so; prose is
+            staged.
         cell_timeout: Seconds one cell may take.
         chapter_timeout: Seconds one chapter may take; then its processes are ended.
         workers: Chapters run at once, which share the cores among them; by default two, as many
             as there are cores at most.
+        reuse: Keep the results of chapters for which nothing has changed since they were run into
+            `stage`: neither the chapter, nor the library, nor a package, nor the data.
 
     Returns:
-        What was run, in reading order.
+        What was run or kept, in reading order.
 
     Raises:
         BookError: A chapter failed or took too long; the message names chapter, cell and error, and
@@ -147,24 +154,30 @@ def run_chapters(
     root, stage = Path(root).resolve(), Path(stage).resolve()
     every = pages = chapters(root)
     if only is not None:
-        if only not in pages:
-            raise BookError(f"There is no page {only!r}; _toc.yml has: {', '.join(pages)}.")
-        pages = {only: pages[only]}
-    else:
-        shutil.rmtree(stage, ignore_errors=True)
-    _copy_surroundings(root, stage)
-    if only is not None:
-        _stage_not_run({name: every[name] for name in every if name != only}, stage, list(every))
+        wanted = [only] if isinstance(only, str) else list(only)
+        if unknown := [name for name in wanted if name not in every]:
+            raise BookError(f"There is no page {unknown[0]!r}; _toc.yml has: {', '.join(every)}.")
+        pages = {name: source for name, source in every.items() if name in wanted}
     if data not in ("auto", "scenes", "real"):
         data = str(Path(data).expanduser().resolve())  # a chapter runs in another folder
     known = {"data": data, "profile": profile, "seed": seed}
+    keys = {name: run_key(source, root, known) for name, source in pages.items()}
+    if only is None:
+        _wipe(stage, keys if reuse else {})
+    kept = {run.name: run for run in _recorded(stage) if only is None}
+    _copy_surroundings(root, stage)
+    if only is not None:
+        _stage_not_run({n: s for n, s in every.items() if n not in pages}, stage, list(every))
 
-    workers = min(workers or CHAPTERS_AT_ONCE, _cores(), len(pages))
-    board, noting = _Board(), threading.Lock()
+    workers = max(1, min(workers or CHAPTERS_AT_ONCE, _cores(), len(pages)))
+    board, noting = Board(), threading.Lock()
 
     def one(number: int, name: str, source: Path) -> ChapterRun | str:
         """Run a page; what went wrong, if something did."""
-        line = _Line(board, f"[{number}/{len(pages)}] {name}")
+        line = Line(board, f"[{number}/{len(pages)}] {name}")
+        if name in kept:
+            line.end(f"unchanged since it was run ({kept[name].seconds:.1f} s)")
+            return kept[name]
         threads = max(1, _cores() // workers)
         try:
             run = _run_page(
@@ -176,6 +189,7 @@ def run_chapters(
                 _record(name, None, stage, list(every))
             return str(error)
         line.end(f"{run.seconds:.1f} s" if run.executed else "prose")
+        run = replace(run, key=keys[name])
         with noting:
             _record(name, run, stage, list(every))
         return run
@@ -193,6 +207,12 @@ def run_chapters(
     return ended
 
 
+def with_results(root: Path | str) -> list[str]:
+    """Names of the chapters that show records of results (`siamcam_lib.results.show`)."""
+    pages = chapters(Path(root))
+    return [n for n, source in pages.items() if "results.show(" in source.read_text("utf-8")]
+
+
 def _cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -207,11 +227,28 @@ def recorded_runs(stage: Path | str) -> list[ChapterRun]:
     file = Path(stage) / RUNS_FILE
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return [ChapterRun(**{**row, "path": Path(stage) / row["path"]}) for row in rows]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise BookError(
             f"{stage} holds no executed chapters ({error}); run the chapters first: make book."
         ) from error
-    return [ChapterRun(**{**row, "path": Path(stage) / row["path"]}) for row in rows]
+
+
+def _wipe(stage: Path, keys: dict[str, str]) -> None:
+    """Empty `stage`, save for executed chapters whose key is the one in `keys`."""
+    kept = []
+    try:
+        recorded = _recorded(stage) if keys else []
+    except BookError:  # the record is damaged: nothing can be kept
+        recorded = []
+    for run in recorded:
+        if run.executed and run.key == keys.get(run.name) and run.path.is_file():
+            kept.append((run, run.path.read_bytes()))
+    shutil.rmtree(stage, ignore_errors=True)
+    for run, content in kept:
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        run.path.write_bytes(content)
+        _record(run.name, run, stage, list(keys))
 
 
 def _recorded(stage: Path) -> list[ChapterRun]:
@@ -288,7 +325,7 @@ def _run_page(
     cell_timeout: float,
     chapter_timeout: float,
     threads: int,
-    line: _Line,
+    line: Line,
 ) -> ChapterRun:
     target = stage / f"{name}{source.suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -312,7 +349,7 @@ def _run_page(
 
 
 def _run_in_process(
-    job: dict[str, Any], root: Path, timeout: float, threads: int, line: _Line
+    job: dict[str, Any], root: Path, timeout: float, threads: int, line: Line
 ) -> dict[str, Any]:
     """Run one notebook by `worker.py`; end it, and its kernel, when time is up."""
     environment = os.environ | {
@@ -352,7 +389,7 @@ def _run_in_process(
         return {"error": f"its process ended with code {process.returncode}: {last}."}
 
 
-def _exchange(process: subprocess.Popen[str], text: str, timeout: float, line: _Line) -> str:
+def _exchange(process: subprocess.Popen[str], text: str, timeout: float, line: Line) -> str:
     """Hand over `text`, wait for the answer; meanwhile the clock on the line keeps moving."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(text)
@@ -370,7 +407,7 @@ def _exchange(process: subprocess.Popen[str], text: str, timeout: float, line: _
     return "".join(answer)
 
 
-def _listen(stream: IO[str], said: list[str], line: _Line) -> None:
+def _listen(stream: IO[str], said: list[str], line: Line) -> None:
     """Read papermill's progress bar: which cell is running."""
     for text in stream:  # universal newlines: a carriage return ends a line, too
         if count := _CELL_COUNT.search(text):
@@ -393,62 +430,3 @@ def _end_with_children(process: subprocess.Popen[str]) -> None:
         except psutil.NoSuchProcess:
             pass
     process.wait(timeout=30)
-
-
-class _Board:
-    """Progress: one line for each page that ended; below them, where a person watches, a clock."""
-
-    def __init__(self) -> None:
-        self.stopped = threading.Event()
-        self._lock = threading.Lock()
-        self._live = sys.stdout.isatty()
-        self._running: list[_Line] = []
-        self._shown = 0.0
-
-    def start(self, line: _Line) -> None:
-        with self._lock:
-            self._running.append(line)
-            if not self._live:
-                print(f"{line.title} …", flush=True)
-
-    def tick(self) -> None:
-        now = time.monotonic()
-        with self._lock:
-            if self._live and now - self._shown > 0.5:
-                self._shown = now
-                text = "   ".join(line.state(now) for line in self._running)
-                width = shutil.get_terminal_size().columns - 1
-                print(f"{_WIPE}{text[:width]}", end="", flush=True)
-
-    def end(self, line: _Line, result: str) -> None:
-        with self._lock:
-            self._running.remove(line)
-            print(f"{_WIPE if self._live else ''}{line.title}  {result}", flush=True)
-
-
-class _Line:
-    """What a board says of one page."""
-
-    def __init__(self, board: _Board, title: str) -> None:
-        self.title = title
-        self.cell: tuple[int, int] | None = None
-        self._start = time.monotonic()
-        self._board = board
-        board.start(self)
-
-    @property
-    def where(self) -> str:
-        """Which cell is running, in words; cells are counted as papermill does, from 1."""
-        return f"in cell {self.cell[0] + 1} of {self.cell[1]}" if self.cell else "at its start"
-
-    def state(self, now: float) -> str:
-        place = f", {self.where}" if self.cell and self.cell[0] < self.cell[1] else ""
-        return f"{self.title}  {now - self._start:.0f} s{place}"
-
-    def tick(self) -> None:
-        if self._board.stopped.is_set():
-            raise KeyboardInterrupt
-        self._board.tick()
-
-    def end(self, result: str) -> None:
-        self._board.end(self, result)

@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,14 +21,16 @@ import psutil
 import pytest
 from nbformat import v4
 
+import siamcam_lib as sc
 from siamcam_lib.book import __main__ as command
-from siamcam_lib.book import build, chapters, run_chapters
+from siamcam_lib.book import build, chapters, run_chapters, unchanged
 from siamcam_lib.book import run as run_module
 from siamcam_lib.book import vendor as vendoring
 from siamcam_lib.book.build import table
-from siamcam_lib.book.run import ChapterRun, recorded_runs
+from siamcam_lib.book.run import ChapterRun, recorded_runs, with_results
 from siamcam_lib.errors import BookError
 
+ROOT = Path(__file__).resolve().parents[2]
 PARAMETERS = 'data = "auto"\nprofile = "quick"\nseed = 0'
 
 
@@ -237,6 +240,46 @@ class TestOnlyOnePage:
         assert [r.name for r in recorded_runs(stage)] == ["book/one", "book/two", "book/end"]
 
     @pytest.mark.slow
+    def test_several_pages_are_run_and_the_rest_stays(self, root):
+        stage = root / "_build/stage"
+        made = run_chapters(root, stage, only=["book/two", "book/one"])
+        assert [run.name for run in made] == ["book/one", "book/two"]
+        assert (stage / "book/end.md").is_file()
+        with pytest.raises(BookError, match="no page 'book/three'"):
+            run_chapters(root, stage, only=["book/one", "book/three"])
+        assert run_chapters(root, stage, only=[]) == []
+
+    @pytest.mark.slow
+    def test_make_results_runs_the_chapters_with_results_and_shows_them(self, root, monkeypatch):
+        module = importlib.import_module("siamcam_lib.book.build")
+        monkeypatch.setattr(module, "vendor", lambda target: [])
+        show = (
+            "import siamcam_lib as sc\n"
+            "images = sc.datasets.load('scenes/flowers', n=10)\n"
+            "made = sc.results.record('toys', 'drawn', {'auc': (.75, .625, .875)}, images,\n"
+            "                         profile=profile)\n"
+            "sc.results.show(made)"
+        )
+        notebook(root / "book/two.ipynb", show)
+        (root / "book/end.md").write_text(
+            "# The end\n\n```{results} toys\n```\n\n```{results} dolls\n```\n"
+        )
+        shutil.copytree(ROOT / "book/_ext", root / "book/_ext")
+        (root / "_config.yml").write_text(
+            "title: Small\nonly_build_toc_files: true\nexecute: {execute_notebooks: 'off'}\n"
+            "sphinx: {local_extensions: {results: book/_ext}}\n"
+        )
+        assert with_results(root) == ["book/two"]
+        assert command.main(["--root", str(root), "--results", "--profile", "full"]) == 0
+        ran = recorded_runs(root / "_build/stage")
+        assert [run.name for run in ran if run.executed] == ["book/two"]
+        page = (root / "_build/html/book/end.html").read_text("utf-8")
+        images = sc.datasets.load("scenes/flowers", n=10)
+        for text in ("0.750 [0.625, 0.875]", images.fingerprint()[:12], "full", "torch "):
+            assert text in page
+        assert "No chapter of this build has computed results of <em>dolls</em>" in page
+
+    @pytest.mark.slow
     def test_a_page_that_failed_counts_as_never_run(self, root):
         stage = root / "_build/stage"
         run_chapters(root, stage, only="book/one")
@@ -266,6 +309,78 @@ class TestOnlyOnePage:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+class TestUnchanged:
+    """A chapter is run again when, and only when, something has changed that it depends on."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        root = contents(tmp_path / "project", "one", "two", "end")
+        for name in ("one", "two"):
+            count = f"with open({str(tmp_path / name)!r}, 'a') as file: file.write('ran ')"
+            notebook(root / f"{name}.ipynb", count)
+        (root / "end.md").write_text("# The end")
+        (root / "siamcam_lib").mkdir()
+        (root / "siamcam_lib" / "code.py").write_text("x = 1")
+        return root
+
+    def ran(self, root, **options):
+        """How often each chapter has been run after this."""
+        run_chapters(root, root / "stage", **{"data": "scenes", "reuse": True, **options})
+        return [len((root.parent / name).read_text().split()) for name in ("one", "two")]
+
+    def test_nothing_changed(self, root, capsys):
+        assert self.ran(root) == [1, 1]
+        before = recorded_runs(root / "stage")
+        assert self.ran(root) == [1, 1]
+        assert recorded_runs(root / "stage") == before
+        assert "one  unchanged since it was run" in capsys.readouterr().out
+        assert (root / "stage/end.md").is_file()
+        assert self.ran(root, reuse=False) == [2, 2]
+
+    def test_one_chapter_changed_and_another_page_is_gone(self, root):
+        self.ran(root)
+        (root / "stage/left.md").write_text("of an older book")
+        source = root / "two.ipynb"
+        source.write_text(source.read_text().replace("# Title", "# Another"))
+        assert self.ran(root) == [1, 2]
+        assert not (root / "stage/left.md").exists()
+
+    @pytest.mark.parametrize("change", ["seed", "profile", "library", "package"])
+    def test_everything_is_run_again(self, root, change, monkeypatch):
+        self.ran(root)
+        options = {"seed": {"seed": 3}, "profile": {"profile": "full"}}.get(change, {})
+        if change == "library":
+            (root / "siamcam_lib" / "code.py").write_text("x = 2")
+        if change == "package":
+            monkeypatch.setattr(unchanged, "_packages", lambda: "another version")
+        assert self.ran(root, **options) == [2, 2]
+        assert self.ran(root, **options) == [2, 2]
+
+    def test_other_photographs(self, root, tmp_path):
+        folder = tmp_path / "photographs"
+        folder.mkdir()
+        (folder / "a.jpg").write_bytes(b"one")
+        assert self.ran(root, data=str(folder)) == [1, 1]
+        assert self.ran(root, data=str(folder)) == [1, 1]
+        (folder / "b.jpg").write_bytes(b"two")
+        assert self.ran(root, data=str(folder)) == [2, 2]
+
+    def test_a_chapter_that_failed_is_run_again(self, root):
+        good = (root / "one.ipynb").read_bytes()
+        notebook(root / "one.ipynb", "1 / 0")
+        with pytest.raises(BookError):
+            run_chapters(root, root / "stage", data="scenes", reuse=True)
+        (root / "one.ipynb").write_bytes(good)
+        assert self.ran(root) == [1, 1]
+
+    @pytest.mark.parametrize("damage", ["{", "[1]", '[{"name": "one"}]'])
+    def test_a_damaged_record_keeps_nothing(self, root, damage):
+        self.ran(root)
+        (root / "stage/runs.json").write_text(damage)
+        assert self.ran(root) == [2, 2]
+
+
 class TestFailure:
     def test_names_chapter_cell_and_error_and_keeps_the_notebook(self, tmp_path):
         root = contents(tmp_path, "good", "bad", "after")
@@ -309,12 +424,12 @@ class TestFailure:
         notebook(root / "later.ipynb", hang.replace("pid'", "pid2'"))
         command = [sys.executable, "-m", "siamcam_lib.book", "--root", str(root)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        for _ in range(600):
+        for _ in range(1800):
             if pid.exists() and pid.read_text():
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=120)
         assert process.returncode == 130 and "stopped" in said and "Traceback" not in said
         kernel = int(pid.read_text())
         assert (

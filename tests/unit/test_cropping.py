@@ -13,12 +13,17 @@ from torch import nn
 import siamcam_lib as sc
 from siamcam_lib.cropping import (
     Box,
+    SplitGallery,
     box,
     centre_box,
     cropped,
+    cropped_split,
     find_boxes,
+    mean_maps,
     nearest_partners,
+    parts,
     random_box,
+    whole,
 )
 from siamcam_lib.errors import DataError, ExplanationError
 
@@ -42,6 +47,13 @@ def gallery(images) -> sc.Gallery:
     with torch.no_grad():
         net.projection.weight.abs_()
     return sc.Gallery.embed(net, images, progress=False)
+
+
+@pytest.fixture(scope="module")
+def seen() -> SplitGallery:
+    split = sc.pairs.split(sc.datasets.load("scenes/flowers", n=100), seed=0)
+    torch.manual_seed(0)
+    return SplitGallery.embed(sc.SiameseNet(Bright(), embed_dim=4, image_size=64), split)
 
 
 heats = hnp.arrays(
@@ -157,6 +169,25 @@ class TestFindBoxes:
         with pytest.raises(ExplanationError, match="row for each image"):
             find_boxes(gallery, np.zeros(shape, int))
 
+    @pytest.mark.parametrize("method", ["gradcam", "shared", "distance"])
+    def test_mean_maps_are_the_mean_of_the_maps(self, gallery, method):
+        partners = np.array([[(i + s) % 10 for s in (1, 2, 5)] for i in range(10)])
+        found = mean_maps(gallery, partners, method=method)
+        for i, others in enumerate(partners):
+            each = [gallery.explain(i, int(j), method=method).raw[0] for j in others]
+            expected = np.mean(each, axis=0)
+            np.testing.assert_allclose(found[i], expected, atol=1e-5 * np.abs(expected).max())
+
+    def test_partners_that_are_no_images(self, gallery):
+        with pytest.raises(ExplanationError, match="from 0 to 9"):
+            mean_maps(gallery, np.full((10, 1), 10))
+        with pytest.raises(ExplanationError, match="from 0 to 9"):
+            mean_maps(gallery, np.full((10, 1), -1))
+
+    def test_unknown_method(self, gallery):
+        with pytest.raises(ExplanationError, match="nothing"):
+            find_boxes(gallery, np.zeros((10, 1), int), method="nothing")
+
 
 class TestNearestPartners:
     def test_by_brute_force(self, gallery):
@@ -173,6 +204,54 @@ class TestNearestPartners:
     def test_too_few(self, gallery):
         with pytest.raises(ExplanationError, match="fewer than there are"):
             nearest_partners(gallery, np.array([1, 2]), k=2)
+
+    def test_by_label(self, gallery):
+        labels = np.arange(10) % 2
+        found = nearest_partners(gallery, np.arange(8), k=2, labels=labels)
+        assert (labels[found] == labels[:, None]).all()
+        for label in (0, 1):
+            among = np.flatnonzero(labels[:8] == label)
+            free = nearest_partners(gallery, among, k=2)
+            np.testing.assert_array_equal(found[labels == label], free[labels == label])
+
+    def test_too_few_of_a_class(self, gallery):
+        with pytest.raises(ExplanationError, match="of class 1"):
+            nearest_partners(gallery, np.arange(10), k=2, labels=(np.arange(10) > 7).astype(int))
+        with pytest.raises(ExplanationError, match="as many labels"):
+            nearest_partners(gallery, np.arange(10), k=2, labels=np.zeros(9))
+
+
+class TestCroppedSplit:
+    def test_parts_keep_their_pictures_and_get_their_boxes(self):
+        split = sc.pairs.split(sc.datasets.load("scenes/flowers", n=100), seed=0)
+        everyone, where = whole(split), parts(split)
+        boxes = [Box(i, 0, i + 20, 30) for i in range(100)]
+        cut = cropped_split(split, boxes)
+        for name in ("train", "val", "test"):
+            before, after, place = getattr(split, name), getattr(cut, name), getattr(where, name)
+            assert before.items == after.items == everyone.items[place]
+            np.testing.assert_array_equal(everyone.labels[place], after.labels)
+            np.testing.assert_array_equal(everyone.groups[place], after.groups)
+            pixels = np.asarray(before.image(0))[:30, place.start : place.start + 20]
+            np.testing.assert_array_equal(np.asarray(after.image(0)), pixels)
+
+    def test_one_box_for_each(self):
+        split = sc.pairs.split(sc.datasets.load("scenes/flowers", n=100), seed=0)
+        with pytest.raises(DataError, match="one for each"):
+            cropped_split(split, [Box(0, 0, 9, 9)] * 99)
+
+
+class TestSplitGallery:
+    def test_partners_come_from_the_training_part(self, seen):
+        free, own = seen.partners(k=3), seen.partners(k=3, by_label=True)
+        assert max(free.max(), own.max()) < seen.parts.train.stop
+        labels = seen.images.labels
+        assert (labels[own] == labels[:, None]).all() and (labels[free] != labels[:, None]).any()
+
+    def test_kept(self, seen):
+        boxes = [Box(0, 0, 112, 56)] * 100
+        assert set(seen.sizes) == {(224, 224)}
+        np.testing.assert_allclose(seen.kept(boxes), 0.125)
 
 
 class TestCropped:

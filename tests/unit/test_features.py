@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from torch import nn
+from torchvision.transforms import v2
 
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import ImageSet
-from siamcam_lib.errors import CacheError, SiamcamError
-from siamcam_lib.features import pooled_features
+from siamcam_lib.errors import CacheError, DataError, SiamcamError
+from siamcam_lib.features import View, pooled_features
 from siamcam_lib.model import SiameseNet
 
 
@@ -287,3 +288,67 @@ class TestStore:
     def test_the_error_is_of_the_librarys_own_kind(self):
         assert issubclass(CacheError, SiamcamError)
         assert issubclass(CacheError, OSError)
+
+
+class TestViews:
+    def test_is_the_changed_picture_and_each_has_its_own_change(self, cache):
+        net, data = network(), images(6)
+        view = View(v2.ColorJitter(brightness=(0.2, 1.0)))
+        found = features(net, data, cache, view=view)
+        factors = []
+        for i in range(6):
+            changed = view(data.image(i), data.digest(i))
+            factors.append(np.mean(changed) / np.mean(data.image(i)))
+            alone = ImageSet(
+                "one", ("a",), ("0",), np.zeros(1, int), np.zeros(1, int), Fixed(changed)
+            )
+            torch.testing.assert_close(features(net, alone, cache)[0], found[i])
+        assert np.ptp(factors) > 0.1
+
+    def test_is_computed_once_and_drawn_alike_in_any_order(self, cache):
+        net, data = network(), images(6)
+        view = View(v2.RandomResizedCrop(20))
+        found = features(net, data, cache, view=view)
+        seen = net.backbone.seen
+        again = features(net, data.subset([3, 1]), cache, view=View(v2.RandomResizedCrop(20)))
+        assert net.backbone.seen == seen
+        torch.testing.assert_close(again, found[[3, 1]], rtol=0, atol=0)
+
+    def test_other_draws_and_transforms_are_other_views(self, cache):
+        net, data = network(), images(4)
+        views = ["plain", View(v2.RandomRotation(90)), View(v2.RandomRotation(90), 1),
+                 View(v2.RandomRotation(80))]  # fmt: skip
+        found = [features(net, data, cache, view=view) for view in views]
+        for i, one in enumerate(found):
+            assert not any(torch.equal(one, other) for other in found[i + 1 :])
+
+    def test_leaves_the_reader_s_random_numbers_alone(self, cache):
+        net = network()
+        torch.manual_seed(5)
+        expected = torch.rand(3)
+        torch.manual_seed(5)
+        features(net, images(2), cache, view=View(v2.RandomRotation(90)))
+        torch.testing.assert_close(torch.rand(3), expected)
+
+    def test_refuses_what_is_no_view(self, cache):
+        with pytest.raises(DataError, match="no view 'turned'"):
+            features(network(), images(2), cache, view="turned")
+        with pytest.raises(DataError, match="gives a PIL image, not Image"):
+            features(network(), images(2), cache, view=View(v2.ToImage()))
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """One picture."""
+
+    picture: Image.Image
+    origin: str = "folder"
+
+    def image(self, item):
+        return self.picture
+
+    def masks(self, item):
+        return {}
+
+    def digest(self, item):
+        return str(hash(self.picture.tobytes()))

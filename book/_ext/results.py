@@ -1,0 +1,47 @@
+"""The directive ``{results} STUDY``: what the executed chapters recorded, as tables.
+
+Its numbers are read from the notebooks of the very build; nothing is typed in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.util.docutils import SphinxDirective
+
+from siamcam_lib import results
+
+_NONE = """```{{warning}}
+No chapter of this build has computed results of *{study}*. `make results` does so.
+```"""
+_ALL = """{numbers}
+
+```{{dropdown}} How these numbers came about
+{provenance}
+```"""
+
+
+class Results(SphinxDirective):
+    """Numbers and their origin of one study, gathered from all notebooks."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Parse the tables as Markdown, in the place of the directive."""
+        study = self.arguments[0]
+        files = sorted(Path(self.env.srcdir).rglob("*.ipynb"))
+        records = [r for file in files for r in results.read(file) if r.study == study]
+        numbers, origin = results.markdown(records), results.provenance(records)
+        text = (_ALL if records else _NONE).format(study=study, numbers=numbers, provenance=origin)
+        found = nodes.container(classes=["results"])
+        self.state.nested_parse(StringList(text.splitlines(), "results"), self.lineno, found)
+        return [found]
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.add_directive("results", Results)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

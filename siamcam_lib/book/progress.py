@@ -1,0 +1,75 @@
+"""How far the chapters are, as lines of text: one for each that ended, and a moving one below."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+
+WIPE = "\r\033[K"  # back to the start of the terminal's line, and clear it
+
+
+class Board:
+    """Progress: one line for each page that ended; below them, where a person watches, a clock."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._live = sys.stdout.isatty()
+        self._running: list[Line] = []
+        self._shown = 0.0
+
+    def start(self, line: Line) -> None:
+        """A page is being run."""
+        with self._lock:
+            self._running.append(line)
+            if not self._live:
+                print(f"{line.title} …", flush=True)
+
+    def tick(self) -> None:
+        """Move the clock, twice a second at most."""
+        now = time.monotonic()
+        with self._lock:
+            if self._live and now - self._shown > 0.5:
+                self._shown = now
+                text = "   ".join(line.state(now) for line in self._running)
+                width = shutil.get_terminal_size().columns - 1
+                print(f"{WIPE}{text[:width]}", end="", flush=True)
+
+    def end(self, line: Line, result: str) -> None:
+        """A page has ended, with this result."""
+        with self._lock:
+            self._running.remove(line)
+            print(f"{WIPE if self._live else ''}{line.title}  {result}", flush=True)
+
+
+class Line:
+    """What a board says of one page."""
+
+    def __init__(self, board: Board, title: str) -> None:
+        self.title = title
+        self.cell: tuple[int, int] | None = None
+        self._start = time.monotonic()
+        self._board = board
+        board.start(self)
+
+    @property
+    def where(self) -> str:
+        """Which cell is running, in words; cells are counted as papermill does, from 1."""
+        return f"in cell {self.cell[0] + 1} of {self.cell[1]}" if self.cell else "at its start"
+
+    def state(self, now: float) -> str:
+        """How long the page has been running, and where it is."""
+        place = f", {self.where}" if self.cell and self.cell[0] < self.cell[1] else ""
+        return f"{self.title}  {now - self._start:.0f} s{place}"
+
+    def tick(self) -> None:
+        """Move the clock, or end what runs where everything was stopped."""
+        if self._board.stopped.is_set():
+            raise KeyboardInterrupt
+        self._board.tick()
+
+    def end(self, result: str) -> None:
+        """The page has ended, with this result."""
+        self._board.end(self, result)

@@ -1,0 +1,105 @@
+"""Studies over seeds: the same as the steps by hand, on the same pairs, and comparable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import siamcam_lib as sc
+from siamcam_lib.cache import FeatureCache
+from siamcam_lib.cropping import centre_box, cropped
+from siamcam_lib.errors import EvaluationError
+
+QUICK = sc.Recipe(2, 32, steps=2)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return sc.datasets.load("scenes/flowers", n=100)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return FeatureCache(tmp_path_factory.mktemp("cache") / "features.sqlite")
+
+
+def net():
+    return sc.SiameseNet(image_size=64)
+
+
+@pytest.fixture(scope="module")
+def made(images, cache):
+    return sc.study(images, range(3, 5), net=net, recipe=QUICK, cache=cache)
+
+
+def middle(split, seed):
+    """Every picture cut to its middle."""
+    parts = {}
+    for name in ("train", "val", "test"):
+        part = getattr(split, name)
+        boxes = [centre_box(part.image(i).size, 0.5) for i in range(len(part))]
+        parts[name] = cropped(part, boxes)
+    return sc.pairs.Split(**parts)
+
+
+def test_a_run_is_the_steps_by_hand(images, cache, made):
+    split = sc.pairs.split(images, 4)
+    pairs = sc.pairs.sample(split.test, 4)
+    model = net()
+    fit = sc.fit(model, split, 4, recipe=QUICK, cache=cache, progress=False)
+    report = sc.evaluate(model, pairs, seed=4, cache=cache, progress=False)
+    run = made[4]
+    assert run.split.test.items == split.test.items
+    np.testing.assert_array_equal(run.pairs.b, pairs.b)
+    np.testing.assert_array_equal(run.report.score, report.score)
+    assert run.report.intervals == report.intervals
+    assert run.fit.threshold == fit.threshold == run.report.threshold == run.net.threshold
+    assert run.anchors == [split.test.items[i] for i in pairs.a]
+
+
+def test_its_table_and_intervals(made):
+    table = made.table()
+    assert list(table.columns) == ["seed 3", "seed 4"] and made.seeds == (3, 4)
+    assert table.loc["auc", "seed 4"] == made[4].report.auc
+    estimate = made.estimates()["accuracy"]
+    assert estimate == sc.evaluation.over_seeds(table.loc["accuracy"])
+    assert made.seconds == pytest.approx(sum(run.seconds for run in made.runs))
+
+
+def test_prepared_parts_are_judged_on_the_same_pairs(images, cache, made):
+    other = sc.study(images, range(3, 5), net=net, prepare=middle, recipe=QUICK, cache=cache)
+    for run, whole in zip(other.runs, made.runs, strict=True):
+        np.testing.assert_array_equal(run.pairs.a, whole.pairs.a)
+        np.testing.assert_array_equal(run.pairs.b, whole.pairs.b)
+        assert run.pairs.images.image(0).size < whole.pairs.images.image(0).size
+        assert run.split.train.image(0).size < whole.split.train.image(0).size
+    found = other.against(made)
+    gains = other.table().loc["accuracy"] - made.table().loc["accuracy"]
+    assert found.accuracy.value == pytest.approx(gains.mean())
+    changed = [r.score != w.score for r, w in zip(
+        [x.report for x in other.runs], [x.report for x in made.runs], strict=True)]  # fmt: skip
+    assert np.concatenate(changed).any()
+
+
+def test_ungrouped_splits_are_passed_on(images, cache):
+    made = sc.study(images, [0], net=net, recipe=QUICK, cache=cache, grouped=False)
+    split = sc.pairs.split(images, 0, grouped=False)
+    assert made[0].split.test.items == split.test.items
+
+
+def test_refuses(images, cache, made):
+    with pytest.raises(EvaluationError, match="at least one seed"):
+        sc.study(images, [], net=net)
+    with pytest.raises(EvaluationError, match="Seed 0 is not in this study"):
+        made[0]
+    alone = replace(made, runs=made.runs[:1])
+    with pytest.raises(EvaluationError, match="cannot be compared"):
+        alone.against(made)
+
+    def fewer(split, seed):
+        return replace(split, test=split.test.subset(range(5)))
+
+    with pytest.raises(EvaluationError, match="none may be added or left out"):
+        sc.study(images, [0], net=net, prepare=fewer, recipe=QUICK, cache=cache)
