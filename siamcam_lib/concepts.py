@@ -168,10 +168,10 @@ def find(maps: Tensor, k: int, seed: int = 0, *, places: int = 6000) -> Concepts
         ExplanationError: if the maps are negative somewhere, not finite, or too few for `k`.
 
     Example:
-        >>> maps = torch.eye(2, 6).repeat(20, 1).view(40, 6, 1, 1)  # one thing or the other
-        >>> found = find(maps, k=2)
-        >>> found.components.shape, bool((found.components.max(dim=1).values > 0.999).all())
-        (torch.Size([2, 6]), True)
+        >>> things = torch.diag(torch.tensor([1.0, 2.0, 3.0]))[:2]  # of three channels
+        >>> found = find(things.repeat(20, 1).view(40, 3, 1, 1), k=2)
+        >>> found.components.shape, bool((found.components.max(dim=1).values > 0.99).all())
+        (torch.Size([2, 3]), True)
     """
     if maps.ndim != 4 or not torch.isfinite(maps).all() or (maps < 0).any():
         raise ExplanationError(

@@ -83,7 +83,7 @@ class Study:
 
     def estimates(self) -> dict[str, Estimate]:
         """Each metric's mean over seeds with Student's interval."""
-        return {name: over_seeds(row) for name, row in self.table().iterrows()}
+        return {name: over_seeds(row, (0, 1)) for name, row in self.table().iterrows()}
 
     def against(self, other: Study) -> Comparison:
         """This study's models against those of `other`, seed by seed and pair by pair.

@@ -75,10 +75,16 @@ def mean_interval(
     return Estimate(float(values.mean()), *_quantiles(means))
 
 
-def over_seeds(values: Sequence[float] | np.ndarray) -> Estimate:
+def over_seeds(
+    values: Sequence[float] | np.ndarray, within: tuple[float, float] = (-np.inf, np.inf)
+) -> Estimate:
     """Mean over trainings with different seeds, and Student's interval of that mean.
 
     The test parts of different seeds overlap, so the interval is a little too narrow.
+
+    Args:
+        values: One a seed.
+        within: What the mean can be at all, (0, 1) for an accuracy: the interval ends there.
 
     Raises:
         EvaluationError: if fewer than two values are given, or one is not finite.
@@ -94,7 +100,7 @@ def over_seeds(values: Sequence[float] | np.ndarray) -> Estimate:
     if not error:
         return Estimate(mean, mean, mean)
     low, high = stats.t.interval(LEVEL, len(values) - 1, mean, error)
-    return Estimate(mean, float(low), float(high))
+    return Estimate(mean, float(max(low, within[0])), float(min(high, within[1])))
 
 
 @dataclass(frozen=True)

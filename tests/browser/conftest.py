@@ -7,14 +7,23 @@ import contextlib
 import functools
 import json
 import os
+import pickle
+import secrets
 import shutil
+import socket
+import subprocess
+import sys
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import platformdirs
 import pytest
@@ -205,6 +214,90 @@ def write_linked(root) -> Callable[..., Path]:
         return file
 
     return write
+
+
+# --- JupyterLab, with a live kernel ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def server(root, tmp_path_factory) -> Iterator[tuple[str, str, Path]]:
+    """A JupyterLab of our own, with nobody's settings: its address, token and folder."""
+    folder, own = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("settings")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token, address = secrets.token_hex(), f"http://127.0.0.1:{port}"
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
+        "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--allow-root",
+        f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]  # fmt: skip
+    places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    environment = os.environ | {name: str(own / name) for name in places}
+    environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": str(root)}
+    with (own / "log").open("w+") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
+        try:
+            _wait(process, f"{address}/api/status?token={token}", own / "log")
+            yield address, token, folder
+        finally:
+            process.terminate()  # and it ends its kernels
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
+    for _ in range(240):
+        assert process.poll() is None, f"JupyterLab did not start:\n{log.read_text()[-2000:]}"
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    pytest.fail(f"JupyterLab did not answer within two minutes:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def lab(browser, server) -> Callable[..., AbstractContextManager[Opened]]:
+    """Opens a new notebook with these cells in JupyterLab, runs it, and waits for its explorers.
+
+    What is given as `data` is there in the notebook under the name `data`.
+    """
+    address, token, folder = server
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+
+    @contextlib.contextmanager
+    def opened(*cells: str, data: object = None, views: int = 1):
+        name = secrets.token_hex(4)
+        (folder / f"{name}.pickle").write_bytes(pickle.dumps(data))
+        load = f"import pickle; data = pickle.load(open('{name}.pickle', 'rb'))\n"
+        made = [nbformat.v4.new_code_cell(text) for text in (load + cells[0], *cells[1:])]
+        notebook = nbformat.v4.new_notebook(cells=made, metadata=kernel)
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+        context = browser.new_context(viewport={"width": 1400, "height": 2400})
+        context.set_default_timeout(90_000)
+        here = Opened(page := context.new_page())
+        own = (address, address.replace("http", "ws"), "data:", "blob:")
+        page.on("request", lambda r: r.url.startswith(own) or here.wrong.append(r.url[:150]))
+        page.on("pageerror", lambda e: here.wrong.append(str(e)[:300]))
+        try:
+            url = f"{address}/lab/tree/{name}.ipynb?token={token}"
+            page.goto(url, wait_until="domcontentloaded")
+            page.locator(".jp-CodeCell").first.wait_for()
+            page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+            page.get_by_role("menuitem", name="Run", exact=True).first.click()
+            page.get_by_text("Run All Cells", exact=True).click()
+            page.wait_for_function(DRAWN, arg=views)
+            yield here
+        finally:
+            context.close()
+        assert here.wrong == []
+
+    return opened
 
 
 # --- who cannot see or point ----------------------------------------------------------------------

@@ -36,6 +36,10 @@ KINDS = ("threshold", "loss", "steps", "same", "crop")
 IMAGE = "(k) => [...document.querySelectorAll('.siamcam')].at(-1).__siamcam.image === k"
 
 
+NEAR = """([k, wanted]) => Object.entries(wanted).every(([name, value]) =>
+  Math.abs(document.querySelectorAll(".siamcam")[k].__siamcam[name] - value) < 1e-6)"""
+
+
 # --- what is shown ------------------------------------------------------------------------------
 
 
@@ -506,36 +510,71 @@ def linked_page(explorers, write_linked, tmp_path_factory) -> Path:
     return write_linked(shown, tmp_path_factory.mktemp("linked")).parent
 
 
+def operate(here, report, crops) -> None:
+    """Use controls of all four, as ipywidgets shows them, and hold the views to Python."""
+    page = here.page
+    page.wait_for_selector(".widget-toggle-button[aria-pressed=true]")
+
+    def press(name: str, key: str, k: int, **wanted: float) -> dict:
+        box = page.locator(".siamcam-explorer").nth(k)
+        box.get_by_role("slider", name=name, exact=True).press(key)
+        page.wait_for_function(NEAR, arg=[k, wanted])
+        return here.seen(k)
+
+    seen = press("threshold", "ArrowRight", 0, threshold=0.447)
+    assert seen["threshold"] == pytest.approx(0.447, rel=1e-12)
+    assert seen["counts"] == replace(report, threshold=0.447).confusion.tolist()
+    seen = press("threshold", "Home", 0, threshold=0.007)
+    assert seen["counts"] == replace(report, threshold=0.007).confusion.tolist()
+    for key, margin in [("Home", 0.1), ("End", 2.5)]:
+        check_losses(press("margin m", key, 1, margin=margin))
+    point = page.locator(".siamcam-explorer").nth(1).locator(".handle[tabindex='0']").nth(1)
+    point.press("ArrowRight")
+    check_losses(here.seen(1))
+    assert press("channels", "Home", 2, channels=0)["channels"] == 0
+    assert press("channels", "End", 2, channels=101)["channels"] == 101
+    page.get_by_role("button", name="after the ReLU").click()
+    page.wait_for_function("document.querySelectorAll('.siamcam')[2].__siamcam.rectified")
+    assert here.seen(2)["sides"][0]["apart"] < 1e-3
+    page.locator(".widget-dropdown select").select_option(index=1)
+    page.wait_for_function(IMAGE, arg=1)
+    press("threshold", "Home", 3, threshold=0.01)
+    seen = press("margin", "ArrowRight", 3, margin=0.01)
+    raw = torch.from_numpy(crops[1][1].astype(np.float32))
+    heat = np.maximum(stretch(raw, crops[0][1].size), 0)
+    assert tuple(seen["box"]) == box(heat, 0.01, 0.01)
+
+
 def test_linked_controls_answer_without_a_kernel(opened, linked_page, serve, report, crops):
     with (
         serve(linked_page) as base,
         opened(f"{base}/page.html", base, views=len(SHOWN)) as here,
     ):
-        page = here.page
-        page.wait_for_selector(".widget-toggle-button[aria-pressed=true]")
-
-        def press(name: str, key: str, k: int) -> dict:
-            box = page.locator(".siamcam-explorer").nth(k)
-            box.get_by_role("slider", name=name, exact=True).press(key)
-            return here.seen(k)
-
-        seen = press("threshold", "ArrowRight", 0)
-        assert seen["threshold"] == pytest.approx(0.447, rel=1e-12)
-        found = replace(report, threshold=seen["threshold"]).confusion
-        assert seen["counts"] == found.tolist()
-        seen = press("margin m", "Home", 1)
-        assert seen["margin"] == pytest.approx(0.1)
-        check_losses(seen)
-        assert press("channels", "End", 2)["channels"] == 101
-        page.get_by_role("button", name="after the ReLU").click()
-        assert here.seen(2)["rectified"] and here.seen(2)["sides"][0]["apart"] < 1e-3
-        page.locator(".widget-dropdown select").select_option(index=1)
-        page.wait_for_function(IMAGE, arg=1)
-        press("threshold", "Home", 3)
-        seen = press("margin", "ArrowRight", 3)
-        assert (seen["threshold"], seen["margin"]) == pytest.approx((0.01, 0.01))
-        raw = torch.from_numpy(crops[1][1].astype(np.float32))
-        heat = np.maximum(stretch(raw, crops[0][1].size), 0)
-        assert tuple(seen["box"]) == box(heat, 0.01, 0.01)
-        page.set_viewport_size({"width": 360, "height": 740})
+        operate(here, report, crops)
+        here.page.set_viewport_size({"width": 360, "height": 740})
         assert not here.overflows()
+
+
+IN_LAB = """\
+from IPython.display import display
+from siamcam_lib.widgets import *
+made = [threshold_explorer(data["report"], data["pairs"]), loss_explorer(),
+        steps_explorer(data["net"], *data["couple"], channels=100), crop_explorer(*data["crops"])]
+display(*made)
+"""
+HEARD = """\
+v = [explorer.view for explorer in made]
+print('heard', round(v[0].threshold, 3), v[1].margin, v[2].channels, v[3].image)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_they_answer_with_a_live_kernel_which_hears(lab, report, pairs, net, couple, crops):
+    data = {"report": report, "pairs": pairs, "net": net, "couple": couple, "crops": crops}
+    with lab(IN_LAB, HEARD, data=data, views=len(SHOWN)) as here:
+        operate(here, report, crops)
+        cell = here.page.locator(".jp-CodeCell").nth(1)
+        cell.locator(".cm-content").click()
+        here.page.keyboard.press("Control+Enter")
+        here.page.get_by_text("heard 0.007 2.5 101 1", exact=True).wait_for()

@@ -34,7 +34,7 @@ LAYERS = [
     "embedder",
     "explain explainers",
     "shards gallery",
-    "evaluation cropping",
+    "evaluation cropping concepts",
     "study",
     "results",
     "plots widgets",

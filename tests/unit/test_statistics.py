@@ -63,6 +63,10 @@ class TestOverSeeds:
         low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
         assert found == pytest.approx((np.mean(values), low, high))
 
+    def test_ends_where_no_mean_can_be(self):
+        found = over_seeds([0.9, 1.0, 0.98], within=(0, 1))
+        assert found.high == 1 and found.low == over_seeds([0.9, 1.0, 0.98]).low
+
     def test_equal_values_leave_no_doubt(self):
         assert over_seeds([0.5, 0.5, 0.5]) == Estimate(0.5, 0.5, 0.5)
 

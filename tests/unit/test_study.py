@@ -64,7 +64,7 @@ def test_its_table_and_intervals(made):
     assert list(table.columns) == ["seed 3", "seed 4"] and made.seeds == (3, 4)
     assert table.loc["auc", "seed 4"] == made[4].report.auc
     estimate = made.estimates()["accuracy"]
-    assert estimate == sc.evaluation.over_seeds(table.loc["accuracy"])
+    assert estimate == sc.evaluation.over_seeds(table.loc["accuracy"], (0, 1))
     assert made.seconds == pytest.approx(sum(run.seconds for run in made.runs))
 
 
