@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import pickle
+import re
 import secrets
 import shutil
 import socket
@@ -285,10 +286,11 @@ def lab(browser, server) -> Callable[..., AbstractContextManager[Opened]]:
         page.on("request", lambda r: r.url.startswith(own) or here.wrong.append(r.url[:150]))
         page.on("pageerror", lambda e: here.wrong.append(str(e)[:300]))
         try:
-            url = f"{address}/lab/tree/{name}.ipynb?token={token}"
+            url = f"{address}/lab/workspaces/{name}/tree/{name}.ipynb?token={token}"
             page.goto(url, wait_until="domcontentloaded")
             page.locator(".jp-CodeCell").first.wait_for()
-            page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+            # before the kernel has started, running would ask which one is wanted
+            page.get_by_text(re.compile(r"\| Idle$")).first.wait_for()
             page.get_by_role("menuitem", name="Run", exact=True).first.click()
             page.get_by_text("Run All Cells", exact=True).click()
             page.wait_for_function(DRAWN, arg=views)
