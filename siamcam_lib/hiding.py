@@ -100,7 +100,8 @@ def changed(images: ImageSet, change: Change, name: str | None = None) -> ImageS
         >>> len(bare), bare.image(0).size
         (10, (224, 224))
     """
-    source = _Changed(images.source, change)
+    told = json.dumps(identity(change), sort_keys=True)
+    source = _Changed(images.source, change, told)
     return replace(images, name=name or f"{images.name}, changed", source=source)
 
 
@@ -110,6 +111,7 @@ class _Changed:
 
     whole: Source
     change: Change
+    told: str
 
     @property
     def origin(self) -> str:
@@ -128,5 +130,4 @@ class _Changed:
         return self.whole.masks(item)
 
     def digest(self, item: str) -> str:
-        told = json.dumps(identity(self.change), sort_keys=True)
-        return hashlib.sha256(f"{self.whole.digest(item)} {told}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.whole.digest(item)} {self.told}".encode()).hexdigest()

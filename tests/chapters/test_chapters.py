@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import sys
@@ -119,6 +120,15 @@ class TestExecuted:
             for match in re.findall(f"{pattern}|siamcam-chapter-", run.path.read_text("utf-8"))
         }
         assert found == set()
+
+    def test_the_state_of_a_page_s_widgets_is_at_most_three_megabytes(self, executed):
+        sizes = {
+            run.name: len(json.dumps(read(run.path).metadata.get("widgets", {})))
+            for run in executed.runs
+            if run.executed
+        }
+        assert any(sizes.values())
+        assert {name: size for name, size in sizes.items() if size > 3_000_000} == {}
 
     def test_no_chapter_warns(self, executed):
         """The page leaves out what goes to stderr (progress bars), so look here for warnings."""

@@ -34,7 +34,7 @@ LAYERS = [
     "embedder",
     "explain explainers",
     "shards gallery",
-    "evaluation cropping concepts",
+    "evaluation cropping concepts hiding",
     "study",
     "results",
     "plots widgets",
