@@ -510,7 +510,7 @@ def linked_page(explorers, write_linked, tmp_path_factory) -> Path:
     return write_linked(shown, tmp_path_factory.mktemp("linked")).parent
 
 
-def operate(here, report, crops) -> None:
+def check_controls(here, report, crops) -> None:
     """Use controls of all four, as ipywidgets shows them, and hold the views to Python."""
     page = here.page
     page.wait_for_selector(".widget-toggle-button[aria-pressed=true]")
@@ -550,7 +550,7 @@ def test_linked_controls_answer_without_a_kernel(opened, linked_page, serve, rep
         serve(linked_page) as base,
         opened(f"{base}/page.html", base, views=len(SHOWN)) as here,
     ):
-        operate(here, report, crops)
+        check_controls(here, report, crops)
         here.page.set_viewport_size({"width": 360, "height": 740})
         assert not here.overflows()
 
@@ -573,7 +573,7 @@ print('heard', round(v[0].threshold, 3), v[1].margin, v[2].channels, v[3].image)
 def test_they_answer_with_a_live_kernel_which_hears(lab, report, pairs, net, couple, crops):
     data = {"report": report, "pairs": pairs, "net": net, "couple": couple, "crops": crops}
     with lab(IN_LAB, HEARD, data=data, views=len(SHOWN)) as here:
-        operate(here, report, crops)
+        check_controls(here, report, crops)
         cell = here.page.locator(".jp-CodeCell").nth(1)
         cell.locator(".cm-content").click()
         here.page.keyboard.press("Control+Enter")

@@ -205,14 +205,14 @@ class TestAgainstOtherLibraries:
         captum = pytest.importorskip("captum.attr")
         score, batch, raw = self.score(module, comparison)
         found = captum.LayerGradCam(score, score.module.features).attribute(batch, target=0)
-        close(-raw, found[:, 0].detach())
+        check_close(-raw, found[:, 0].detach())
 
     def test_torchcam(self, module, comparison):
         methods = pytest.importorskip("torchcam.methods")
         score, batch, raw = self.score(module, comparison)
         with methods.GradCAM(score, score.module.features) as extractor:
             (found,) = extractor(0, score(batch), normalized=False)
-        close((-raw).relu(), found)
+        check_close((-raw).relu(), found)
 
     def test_pytorch_grad_cam(self, module, comparison):
         pytest.importorskip("pytorch_grad_cam")
@@ -226,10 +226,10 @@ class TestAgainstOtherLibraries:
                 batch, score.module.features, None,
                 kept.activations[0].detach().numpy(), kept.gradients[0].detach().numpy(),
             )  # fmt: skip
-        close(-raw, torch.from_numpy(found))
+        check_close(-raw, torch.from_numpy(found))
 
 
-def close(found: Tensor, truth: Tensor, tolerance: float = 1e-10) -> None:
+def check_close(found: Tensor, truth: Tensor, tolerance: float = 1e-10) -> None:
     scale = max(float(truth.abs().max()), 1e-30)
     assert found.shape == truth.shape
     assert float((found - truth).abs().max()) <= tolerance * scale
@@ -258,7 +258,7 @@ def test_explain_stretches_these_maps(name):
 @pytest.mark.parametrize("name", HEADS)
 def test_float32_is_float64_but_for_rounding(name):
     module = HEADS[name]()
-    close(ours(module, "cosine"), ours(copy.deepcopy(module).double(), "cosine"), 1e-5)
+    check_close(ours(module, "cosine"), ours(copy.deepcopy(module).double(), "cosine"), 1e-5)
 
 
 def test_a_pretrained_backbone_by_name():
@@ -365,7 +365,7 @@ class TestClosedForm:
         torch.testing.assert_close(found.embedding.float(), expected, rtol=1e-3, atol=1e-3)
         fresh = sc.Embedder(module, "features", image_size=SIDE).see(PAIR)
         every, v = torch.arange(2), torch.ones_like(found.embedding)
-        close(found.along(every, v), fresh.along(every, v), 1e-3)
+        check_close(found.along(every, v), fresh.along(every, v), 1e-3)
 
     def test_a_layer_put_in_later_is_seen(self):
         module = POOLED["average, linear"]()
@@ -410,7 +410,7 @@ class TestClosedForm:
         hook.remove()
         (gradient,) = torch.autograd.grad(-y.sum(), kept[0])
         truth = (gradient.mean(dim=(2, 3), keepdim=True) * kept[0].detach()).sum(dim=1)
-        close(raw, truth, 1e-6)
+        check_close(raw, truth, 1e-6)
 
     @pytest.mark.parametrize("units", [4, 7, 10])
     def test_a_unit_just_below_its_switch_is_off(self, units):
@@ -442,7 +442,7 @@ class TestClosedForm:
         found = ours(module, "cosine")
         plain = Body(lambda m, A: m.fc(mean(A)))
         plain.load_state_dict({k: v for k, v in module.state_dict().items() if "aux" not in k})
-        close(found, ours(plain, "cosine"), 1e-5)
+        check_close(found, ours(plain, "cosine"), 1e-5)
 
 
 # --- the backbone ---------------------------------------------------------------------------------
@@ -514,7 +514,7 @@ class TestBackbone:
         for k in (0, 15, 16, 17):
             alone = sc.explain(module, lefts[k], rights[k], layer="features", image_size=SIDE)
             for i in (0, 1):
-                close(torch.tensor(found[k].raw[i]), torch.tensor(alone.raw[i]), 1e-4)
+                check_close(torch.tensor(found[k].raw[i]), torch.tensor(alone.raw[i]), 1e-4)
 
 
 # --- the module is left as it was -----------------------------------------------------------------
@@ -1048,5 +1048,6 @@ def test_no_warnings():
         warnings.simplefilter("error")
         for head in HEADS.values():
             module = head()
-            sc.explain(module, *PAIR, layer="features", image_size=SIDE)
+            ex = sc.explain(module, *PAIR, layer="features", image_size=SIDE)
+            assert np.isfinite(ex.dissimilarity)
             sc.Embedder(module, "features", image_size=SIDE).see(PAIR).project()

@@ -123,7 +123,7 @@ def no_figure_stays_open():
     plt.close("all")
 
 
-def near(found: np.ndarray, truth: np.ndarray, tolerance: float) -> None:
+def check_near(found: np.ndarray, truth: np.ndarray, tolerance: float) -> None:
     assert found.shape == truth.shape and found.dtype == truth.dtype == np.float32
     assert np.isfinite(found).all()
     scale = np.abs(truth).max(initial=0)
@@ -152,7 +152,7 @@ class TestExplain:
                         scale = float(gal.maps(k, k + 1).abs().max())
                         assert np.abs(one - two).max() <= 1e-6 * scale
                     else:
-                        near(one, two, 2e-5)
+                        check_near(one, two, 2e-5)
 
     def test_swapping_swaps_to_the_last_bit(self, name):
         gal = made(name)
@@ -192,7 +192,7 @@ class TestExplain:
         found, truth = gal.explain(0, 1, **options), sc.explain(net, *PICTURES[:2], **options)
         assert (found.decision, found.polarity) == (truth.decision, polarity)
         for one, two in zip(found.factual, truth.factual, strict=True):
-            near(one, two, 2e-5)
+            check_near(one, two, 2e-5)
 
     def test_the_threshold_is_that_of_the_network_when_it_was_made(self):
         net = siamese(True)
@@ -312,7 +312,7 @@ class TestAllPairs:
                     continue
                 truth = gal.explain(i, j, method=method).raw[0]
                 if (name, method) != ("unit length, cosine", "self"):  # which is all rounding
-                    near(found, truth, 1e-4)  # a first look; the next line is the exact bound
+                    check_near(found, truth, 1e-4)  # a first look; the next line is the exact bound
                 self.within_rounding(gal, method, found, truth, P[i], e[i], e[j])
 
     @staticmethod
@@ -389,7 +389,9 @@ class TestAllPairs:
         assert np.isfinite(tile.maps).all() and not tile.maps[off].any()
         for i, j in itertools.product(range(N), repeat=2):
             truth = gal.explain(i, j).raw[0]
-            near(tile.maps[i, j], truth, 1e-3)  # embeddings beside zero are small: more is lost
+            check_near(
+                tile.maps[i, j], truth, 1e-3
+            )  # embeddings beside zero are small: more is lost
             assert tile.maps[i, j].any() == truth.any()
 
     @pytest.mark.parametrize("normalize", [False, True])
@@ -402,7 +404,7 @@ class TestAllPairs:
         for i, j in itertools.permutations(range(N), 2):
             truth = gal.explain(i, j).raw[0]
             assert truth.any()
-            near(tile.maps[i, j], truth, 1e-4)
+            check_near(tile.maps[i, j], truth, 1e-4)
 
     def test_no_more_than_a_tile_is_held(self, monkeypatch):
         """Rows are read tile by tile, and no array made on the way is larger than its tile."""
@@ -564,7 +566,7 @@ class TestCorrespondence:
 
     def test_the_other_way_round_is_its_transpose(self, name):
         forth, back = made(name).correspondence(1, 4), made(name).correspondence(4, 1)
-        near(forth, back.transpose(2, 3, 0, 1), 1e-6)
+        check_near(forth, back.transpose(2, 3, 0, 1), 1e-6)
 
     @pytest.mark.parametrize("kind", ["siamese, plain", "siamese, unit length", "pooled, cosine"])
     def test_sums_to_the_shared_map_but_for_the_bias(self, kind):
@@ -651,7 +653,7 @@ class TestFiles:
             np.testing.assert_array_equal(one.dissimilarity, two.dissimilarity)
         for a, b in zip(gal.all_pairs(rows=4), stored.all_pairs(rows=4), strict=True):
             np.testing.assert_allclose(a.maps, b.maps, rtol=0, atol=5e-3 * np.abs(a.maps).max())
-        near(stored.correspondence(1, 2), gal.correspondence(1, 2), 5e-3)
+        check_near(stored.correspondence(1, 2), gal.correspondence(1, 2), 5e-3)
 
     @pytest.mark.parametrize("batch_size", [1, 3, 32])
     @pytest.mark.parametrize("per_shard", [1, 2, 5, 4096])
@@ -683,7 +685,7 @@ class TestFiles:
         for method in METHODS:
             ex = stored.explain(1, 2, method=method)
             assert ex.dissimilarity == gal.explain(1, 2).dissimilarity
-            near(ex.raw[0], gal.explain(1, 2, method=method).raw[0], 1e-2)
+            check_near(ex.raw[0], gal.explain(1, 2, method=method).raw[0], 1e-2)
         assert stored.nearest(1).index.tolist() == gal.nearest(1).index.tolist()
         assert len(list(stored.all_pairs())) == 1
 
@@ -698,7 +700,7 @@ class TestFiles:
             stored.nearest(0)
         assert len(list(stored.all_pairs("shared"))) == 1  # which compares nothing
         again = Gallery.open(tmp_path / "g", NETS["GeM, bent"]())
-        near(again.explain(0, 1).raw[0], made("GeM, bent").explain(0, 1).raw[0], 1e-2)
+        check_near(again.explain(0, 1).raw[0], made("GeM, bent").explain(0, 1).raw[0], 1e-2)
 
     def test_without_images_it_explains_but_does_not_show(self, tmp_path):
         stored = on_disk(made("siamese, plain"), tmp_path / "g")
@@ -725,7 +727,7 @@ class TestFiles:
         stored = Gallery.open(tmp_path / "g", net, images)
         ex, truth = stored.explain(2, 5), sc.explain(net, images.image(2), images.image(5))
         assert ex.dissimilarity == pytest.approx(truth.dissimilarity, rel=1e-6)
-        near(ex.raw[1], truth.raw[1], 1e-2)
+        check_near(ex.raw[1], truth.raw[1], 1e-2)
         ex.plot()
 
     def test_what_is_read(self, tmp_path, monkeypatch):
@@ -794,7 +796,7 @@ class TestFileErrors:
         net.save(tmp_path / "net.safetensors")
         again = sc.SiameseNet.load(tmp_path / "net.safetensors", OneByOne(3, K, 5, stride=6))
         found = Gallery.open(folder, again).explain(0, 1)
-        near(found.raw[0], made("siamese, plain").explain(0, 1).raw[0], 1e-2)
+        check_near(found.raw[0], made("siamese, plain").explain(0, 1).raw[0], 1e-2)
 
     @pytest.mark.parametrize("count", [0, 1, N - 1, N + 1])
     def test_another_number_of_images(self, folder, count):

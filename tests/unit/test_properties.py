@@ -156,7 +156,7 @@ def true_slope(weight: float, offset: float, d: float) -> float:
     return s if abs(s) >= 1e-30 or weight == 0 else math.copysign(1e-30, weight)
 
 
-def check(case: Case) -> None:
+def check_case(case: Case) -> None:
     for found, truth, room in zip(case.raw(), case.truth(), case.allowed(), strict=True):
         assert found.shape == truth.shape and found.dtype == torch.float64
         assert torch.isfinite(found).all()
@@ -216,7 +216,7 @@ class TestAgainstAutograd:
     @given(case=cases())
     def test_any_network_and_any_images(self, case):
         assume(not case.on_a_kink())
-        check(case)
+        check_case(case)
 
     @prop(120)
     @given(
@@ -232,7 +232,7 @@ class TestAgainstAutograd:
 
         case = Case(whole(E, K), whole(E), whole(count, K, h, w), whole(count, K, h, w), unit)
         assume(not case.on_a_kink())
-        check(case)
+        check_case(case)
 
     @pytest.mark.parametrize("unit", [False, True])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
