@@ -48,6 +48,12 @@ class Run:
         """Name of the picture each test pair belongs to: the same in every seed."""
         return [self.pairs.images.items[i] for i in self.pairs.a]
 
+    @property
+    def named_pairs(self) -> list[tuple[str, str]]:
+        """Names of both pictures of each test pair."""
+        partners = [self.pairs.images.items[i] for i in self.pairs.b]
+        return list(zip(self.anchors, partners, strict=True))
+
 
 @dataclass(frozen=True)
 class Study:
@@ -93,6 +99,12 @@ class Study:
         """
         if self.seeds != other.seeds:
             raise EvaluationError(f"Seeds {self.seeds} cannot be compared with {other.seeds}.")
+        for mine, its in zip(self.runs, other.runs, strict=True):
+            if mine.named_pairs != its.named_pairs:
+                raise EvaluationError(
+                    f"The two studies judge other pairs in seed {mine.seed}; make both on the same "
+                    "images, and change pictures in `prepare`, after the split."
+                )
         return compare(
             [run.report for run in other.runs],
             [run.report for run in self.runs],

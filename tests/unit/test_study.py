@@ -98,6 +98,12 @@ def test_refuses(images, cache, made):
     with pytest.raises(EvaluationError, match="cannot be compared"):
         alone.against(made)
 
+    run = made[3]
+    others = replace(run.pairs, b=np.roll(run.pairs.b, 2))
+    moved = replace(made, runs=(replace(run, pairs=others), made[4]))
+    with pytest.raises(EvaluationError, match="judge other pairs in seed 3"):
+        moved.against(made)
+
     def fewer(split, seed):
         return replace(split, test=split.test.subset(range(5)))
 

@@ -100,7 +100,7 @@ class SceneSource:
         return self.kind, label, own, self.size, second, style, mark, shared
 
 
-@lru_cache(maxsize=32)  # a picture and its masks are usually asked for together
+@lru_cache(maxsize=512)  # a set as chapters use them: painting takes longer than a network's look
 def _painted(
     kind: str,
     label: int,
