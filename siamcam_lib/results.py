@@ -22,6 +22,8 @@ from siamcam_lib.study import Study
 
 KEPT = "siamcam_results"
 """Where an output's metadata hold the records of the table it shows."""
+COLUMNS = {"auc": "AUC"}
+"""What a measure is called in a table, where that is not its name."""
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "scikit-learn", "numpy")
 """Whose versions a record names: those that can change a number."""
 
@@ -198,7 +200,7 @@ def _cells(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
         [r.setting, *(str(r.measures[name]) if name in r.measures else "–" for name in names)]
         for r in records
     ]
-    return names, rows
+    return [COLUMNS.get(name, name) for name in names], rows
 
 
 def _record(row: dict[str, Any]) -> Record:

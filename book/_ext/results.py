@@ -34,7 +34,11 @@ class Results(SphinxDirective):
         study = self.arguments[0]
         files = sorted(Path(self.env.srcdir).rglob("*.ipynb"))
         records = [r for file in files for r in results.read(file) if r.study == study]
-        numbers, origin = results.markdown(records), results.provenance(records)
+        alike: dict[tuple[str, ...], list[results.Record]] = {}  # one table for each set of columns
+        for record in records:
+            alike.setdefault(tuple(record.measures), []).append(record)
+        numbers = "\n\n".join(map(results.markdown, alike.values()))
+        origin = results.provenance(records)
         text = (_ALL if records else _NONE).format(study=study, numbers=numbers, provenance=origin)
         found = nodes.container(classes=["results"])
         self.state.nested_parse(StringList(text.splitlines(), "results"), self.lineno, found)
