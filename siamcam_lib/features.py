@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from siamcam_lib.backbones import evaluating
@@ -72,24 +72,23 @@ def backbone_digest(net: SiameseNet) -> str:
     return total.hexdigest()
 
 
-class _Pictures(Dataset):
-    """The pictures of an image set at the network's size, uint8 (3, S, S)."""
+def _square(images: ImageSet, index: int, view: str | View, side: int) -> np.ndarray:
+    """A view of a picture as the network sees it, uint8 (S, S, 3)."""
+    picture = images.image(index)
+    if isinstance(view, View):
+        picture = view(picture, images.digest(index))
+    elif view == "mirrored":
+        picture = ImageOps.mirror(picture)
+    return np.array(picture.resize((side, side), Image.Resampling.BICUBIC))
 
-    def __init__(self, images: ImageSet, wanted: list[tuple[int, str | View]], size: int) -> None:
-        self.images, self.wanted, self.size = images, wanted, size
 
-    def __len__(self) -> int:
-        return len(self.wanted)
-
-    def __getitem__(self, position: int) -> torch.Tensor:
-        index, view = self.wanted[position]
-        picture = self.images.image(index)
-        if isinstance(view, View):
-            picture = view(picture, self.images.digest(index))
-        elif view == "mirrored":
-            picture = ImageOps.mirror(picture)
-        picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+def _rotated(parts: list, turn: int) -> list:
+    """The same parts, beginning at another one for another `turn`."""
+    if not parts:
+        return parts
+    # Neighbouring numbers begin far apart: the golden section's multiples spread evenly.
+    start = int(turn * 0.6180339887498949 % 1 * len(parts))
+    return parts[start:] + parts[:start]
 
 
 def pooled_features(
@@ -136,11 +135,7 @@ def pooled_features(
     keys = [f"{model}/{view}/{images.digest(i)}" for i in range(len(images))]
     known = cache.get(keys)
     missing = list({key: i for i, key in enumerate(keys) if key not in known}.items())
-    loader = DataLoader(
-        _Pictures(images, [(i, view) for _, i in missing], net.image_size),
-        batch_size=batch_size,
-        generator=torch.Generator(),  # of its own: it draws a number from whichever it has
-    )
+    parts = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     bar = tqdm(
         total=len(missing),
         desc=f"features of {images.name}",
@@ -149,12 +144,18 @@ def pooled_features(
         leave=False,
     )
     with evaluating(net), torch.inference_mode(), bar:
-        for start, batch in enumerate(loader):
-            maps = net.feature_maps(batch.to(net.device).float() / 255)
-            rows = maps.mean(dim=(2, 3)).float().cpu().numpy()
-            slots = missing[start * batch_size : start * batch_size + len(rows)]
-            fresh = {key: row for (key, _), row in zip(slots, rows, strict=True)}
-            cache.put(fresh)
+        # Processes that need the same features begin at different places, and what another has
+        # computed in the meantime is taken: two of them share the work.
+        for part in _rotated(parts, os.getpid()):
+            fresh = cache.get([key for key, _ in part])
+            if rest := [slot for slot in part if slot[0] not in fresh]:
+                squares = [_square(images, i, view, net.image_size) for _, i in rest]
+                batch = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
+                maps = net.feature_maps(batch.to(net.device).float() / 255)
+                rows = maps.mean(dim=(2, 3)).float().cpu().numpy()
+                made = {key: row for (key, _), row in zip(rest, rows, strict=True)}
+                cache.put(made)
+                fresh.update(made)
             known.update(fresh)
-            bar.update(len(rows))
+            bar.update(len(part))
     return torch.from_numpy(np.stack([known[key] for key in keys]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torchvision.transforms import v2
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import CacheError, DataError, SiamcamError
-from siamcam_lib.features import View, pooled_features
+from siamcam_lib.features import View, _rotated, pooled_features
 from siamcam_lib.model import SiameseNet
 
 
@@ -176,7 +177,8 @@ class TestCache:
         features(net, images(3), cache)
         assert net.backbone.seen == 3
 
-    def test_an_interruption_keeps_the_finished_batches(self, cache):
+    def test_an_interruption_keeps_the_finished_batches(self, cache, monkeypatch):
+        monkeypatch.setattr(os, "getpid", lambda: 0)  # begins with the first batch
         net, data = network(), images(10)
         net.train()
         net.backbone.fails_after = 7
@@ -288,6 +290,45 @@ class TestStore:
     def test_the_error_is_of_the_librarys_own_kind(self):
         assert issubclass(CacheError, SiamcamError)
         assert issubclass(CacheError, OSError)
+
+
+class Meanwhile:
+    """A cache that is empty when first asked, and full of another process's work afterwards."""
+
+    def __init__(self, cache: FeatureCache) -> None:
+        self.cache, self.asked = cache, 0
+
+    def get(self, keys):
+        self.asked += 1
+        return {} if self.asked == 1 else self.cache.get(keys)
+
+    def put(self, rows):
+        self.cache.put(rows)
+
+
+class TestTwoProcesses:
+    def test_what_another_has_computed_meanwhile_is_taken(self, cache):
+        net, data = network(), images(10)
+        found = features(net, data, cache)
+        seen = net.backbone.seen
+        again = features(net, data, Meanwhile(cache))
+        assert net.backbone.seen == seen
+        torch.testing.assert_close(again, found, rtol=0, atol=0)
+
+    def test_they_begin_at_different_places_and_leave_nothing_out(self):
+        parts = list(range(8))
+        orders = [_rotated(parts, process) for process in range(4000, 4004)]
+        assert all(sorted(order) == parts for order in orders)
+        assert len({order[0] for order in orders}) == 4
+        assert _rotated([], 1) == []
+
+    def test_the_order_changes_nothing(self, cache, tmp_path, monkeypatch):
+        net, data, found = network(), images(10), []
+        for process in (1, 2, 3):
+            monkeypatch.setattr(os, "getpid", lambda process=process: process)
+            own = FeatureCache(tmp_path / f"{process}.sqlite")
+            found.append(pooled_features(net, data, cache=own, batch_size=3, progress=False))
+        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 class TestViews:
