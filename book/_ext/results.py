@@ -33,16 +33,17 @@ class Results(SphinxDirective):
         """Parse the tables as Markdown, in the place of the directive."""
         study = self.arguments[0]
         files = sorted(Path(self.env.srcdir).rglob("*.ipynb"))
-        records = [r for file in files for r in results.read(file) if r.study == study]
+        found = [r for file in files for r in results.read(file) if r.study == study]
+        records = [r for k, r in enumerate(found) if r not in found[:k]]  # shown twice, told once
         alike: dict[tuple[str, ...], list[results.Record]] = {}  # one table for each set of columns
         for record in records:
             alike.setdefault(tuple(record.measures), []).append(record)
         numbers = "\n\n".join(map(results.markdown, alike.values()))
         origin = results.provenance(records)
         text = (_ALL if records else _NONE).format(study=study, numbers=numbers, provenance=origin)
-        found = nodes.container(classes=["results"])
-        self.state.nested_parse(StringList(text.splitlines(), "results"), self.lineno, found)
-        return [found]
+        page = nodes.container(classes=["results"])
+        self.state.nested_parse(StringList(text.splitlines(), "results"), self.lineno, page)
+        return [page]
 
 
 def setup(app: Any) -> dict[str, bool]:
