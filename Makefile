@@ -36,7 +36,7 @@ book: $(READY) ## run every chapter that changed, build the site, say where it i
 	@$(PY) -m siamcam_lib.book --data "$(DATA)" --profile "$(PROFILE)" --seed "$(SEED)" \
 	  $(if $(ONLY),--only "$(ONLY)") $(if $(FRESH),--fresh)
 
-results: $(READY) ## compute every number of the results page anew (PROFILE=full: as published)
+results: $(READY) ## compute every number of the results page anew (PROFILE=full: fine-tuned, for hours)
 	@$(PY) -m siamcam_lib.book --data "$(DATA)" --profile "$(PROFILE)" --seed "$(SEED)" --results
 
 test: lint ## lint, unit tests, doctests, all chapters, the site in a browser

@@ -6,7 +6,6 @@ A full page: 60 images whose maps are 256 × 7 × 7. Times are taken in the page
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ import numpy as np
 import torch
 
 import siamcam_lib as sc
+from benchmarks.browser import NONE, launch
 from benchmarks.timing import machine
 from siamcam_lib.widgets import pair_explorer
 from siamcam_lib.widgets.base import size
 
 IMAGES = 60
 BOOK = Path(__file__).parents[1] / "_build" / "html"
-FLAGS = ["--no-sandbox", "--disable-gpu"]
 # When the first explorer has drawn, on the clock that starts as the page is asked for.
 CLOCK = """new MutationObserver((_, observer) => {
   if (!document.querySelector(".siamcam[data-drawn]")) return;
@@ -74,16 +73,8 @@ def table(rounds: int) -> str:
     except ImportError:
         return "The explorers were not measured: playwright is not installed (extra `test`)."
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
-        own = playwright.chromium.executable_path
-        places = [os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"), own]
-        found = next((p for p in places if p and Path(p).exists()), None)
-        if found is None:
-            return (
-                "The explorers were not measured: no Chromium here. Install one (Debian: apt-get "
-                "install chromium; elsewhere: .venv/bin/python -m playwright install chromium), "
-                "or set CHROMIUM to its path."
-            )
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        if (browser := launch(playwright)) is None:
+            return f"The explorers were not measured: {NONE}."
         try:
             lines = [
                 f"Pair explorer, {IMAGES} images, 256 × 7 × 7, headless Chromium "

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from siamcam_lib.backbones import evaluating
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import ExplanationError
-from siamcam_lib.features import backbone_digest
+from siamcam_lib.features import backbone_digest, feature_keys
 from siamcam_lib.model import SiameseNet
 from siamcam_lib.pairs import all_pairs
 
@@ -374,14 +374,13 @@ class HeldFeatures(FeatureCache):
 
     def __init__(self, net: SiameseNet, images: ImageSet, views: Mapping[str, Tensor]) -> None:
         model = backbone_digest(net)
-        digests: Sequence[str] = [images.digest(i) for i in range(len(images))]
         self._held: dict[str, np.ndarray] = {}
         for view, rows in views.items():
             if rows.ndim != 2 or len(rows) != len(images):
                 raise ExplanationError(
                     f"View {view!r} has features {tuple(rows.shape)} for {len(images)} pictures."
                 )
-            keys = [f"{model}/{view}/{digest}" for digest in digests]
+            keys = feature_keys(model, view, images)
             self._held |= dict(zip(keys, rows.float().numpy(), strict=True))
 
     def get(self, keys: Iterable[str]) -> dict[str, np.ndarray]:

@@ -72,6 +72,11 @@ def backbone_digest(net: SiameseNet) -> str:
     return total.hexdigest()
 
 
+def feature_keys(model: str, view: str | View, images: ImageSet) -> list[str]:
+    """Under which keys a cache keeps the features of all pictures; `model`: `backbone_digest`."""
+    return [f"{model}/{view}/{images.digest(i)}" for i in range(len(images))]
+
+
 def _square(images: ImageSet, index: int, view: str | View, side: int) -> np.ndarray:
     """A view of a picture as the network sees it, uint8 (S, S, 3)."""
     picture = images.image(index)
@@ -132,7 +137,7 @@ def pooled_features(
         raise DataError(f"There is no view {view!r}; choose one of {VIEWS}, or give a View.")
     cache = cache or FeatureCache()
     model = backbone_digest(net)
-    keys = [f"{model}/{view}/{images.digest(i)}" for i in range(len(images))]
+    keys = feature_keys(model, view, images)
     known = cache.get(keys)
     missing = list({key: i for i, key in enumerate(keys) if key not in known}.items())
     parts = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]

@@ -6,7 +6,6 @@ page of the book gathers them from all executed chapters. Used in the case studi
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from typing import Any
+
+import pandas as pd
 
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import EvaluationError
@@ -183,14 +184,8 @@ def provenance(records: Sequence[Record]) -> str:
 
 def _html(records: Sequence[Record]) -> str:
     names, rows = _cells(records)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ["", *names])
-    body = "".join(
-        f"<tr><th>{html.escape(first)}</th>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    return f'<table class="dataframe"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    cells, settings = [rest for _, *rest in rows], [first for first, *_ in rows]
+    return pd.DataFrame(cells, settings, names).to_html(border=0)
 
 
 def _cells(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:

@@ -17,6 +17,7 @@ from siamcam_lib import results
 _NONE = """```{{warning}}
 No chapter of this build has computed results of *{study}*. `make results` does so.
 ```"""
+_BY = {"sound": "", "paper": "By the paper's protocol:"}
 _ALL = """{numbers}
 
 ```{{dropdown}} How these numbers came about
@@ -35,10 +36,12 @@ class Results(SphinxDirective):
         files = sorted(Path(self.env.srcdir).rglob("*.ipynb"))
         found = [r for file in files for r in results.read(file) if r.study == study]
         records = [r for k, r in enumerate(found) if r not in found[:k]]  # shown twice, told once
-        alike: dict[tuple[str, ...], list[results.Record]] = {}  # one table for each set of columns
+        alike: dict[tuple[str, ...], list[results.Record]] = {}  # a table for each set of columns
         for record in records:
-            alike.setdefault(tuple(record.measures), []).append(record)
-        numbers = "\n\n".join(map(results.markdown, alike.values()))
+            alike.setdefault((record.protocol, *record.measures), []).append(record)
+        numbers = "\n\n".join(
+            f"{_BY[protocol]}\n\n{results.markdown(rows)}" for (protocol, *_), rows in alike.items()
+        )
         origin = results.provenance(records)
         text = (_ALL if records else _NONE).format(study=study, numbers=numbers, provenance=origin)
         page = nodes.container(classes=["results"])

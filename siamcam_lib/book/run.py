@@ -35,7 +35,7 @@ RUNS_FILE = "runs.json"
 
 _CELL_COUNT = re.compile(r"(\d+)/(\d+) \[")  # in papermill's progress bar
 CHAPTERS_AT_ONCE = 2
-"""Much of a chapter uses one core; each needs up to 2 GB."""
+"""Much of a chapter uses one core; each needs up to 3 GB."""
 _WORKER = Path(__file__).with_name("worker.py")
 _NOT_RUN = """```{{warning}}
 This page has not been run yet, so it has no results. `make book` runs every page, and

@@ -37,7 +37,7 @@ def run_key(source: Path, root: Path, parameters: dict[str, Any]) -> str:
 def _library(root: Path) -> str:
     own = root / "siamcam_lib"
     folder = own if own.is_dir() else Path(__file__).parents[1]
-    return _listing(folder, (".py", ".js", ".css"), lambda path: path.read_bytes())
+    return _listing(folder, (".py", ".js", ".css", ".tsv"), lambda path: path.read_bytes())
 
 
 @functools.cache

@@ -10,7 +10,6 @@ import os
 import pickle
 import re
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -31,11 +30,10 @@ import pytest
 from ipywidgets.embed import dependency_state, embed_data
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from benchmarks.browser import NONE, launch
 from siamcam_lib.book.vendor import archive, unpack, vendor
 from siamcam_lib.errors import BookError
 from siamcam_lib.widgets import Explorer
-
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -67,16 +65,8 @@ def serve() -> Callable[[Path], AbstractContextManager[str]]:
 def browser() -> Iterator[Browser]:
     """Chromium; where there is none, the tests that ask for it say how to get one."""
     with sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-        places = [os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"), own]
-        found = next((p for p in places if p and Path(p).exists()), None)
-        if found is None:
-            message = (
-                "no Chromium here: install one (Debian: apt-get install chromium; elsewhere: "
-                ".venv/bin/python -m playwright install chromium), or set CHROMIUM to its path"
-            )
-            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(message)
-        chromium = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        if (chromium := launch(playwright)) is None:
+            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(NONE)
         yield chromium
         chromium.close()
 
@@ -122,6 +112,13 @@ class Opened:
     page: Page
     wrong: list[str] = field(default_factory=list)
 
+    def watch(self, *own: str) -> None:
+        """Note every error, and every request that does not begin as one of its own."""
+        own = (*own, "data:", "blob:")
+        note = self.wrong.append
+        self.page.on("request", lambda r: r.url.startswith(own) or note(r.url[:150]))
+        self.page.on("pageerror", lambda e: note(str(e)[:300]))
+
     def seen(self, k: int = 0) -> dict:
         """What the explorer number k draws now, as its view tells it; arrays as arrays."""
         return json.loads(self.page.evaluate(SEEN, k), object_hook=_numbers)
@@ -159,10 +156,8 @@ def opened(browser) -> Callable[..., AbstractContextManager[Opened]]:
         )
         context.set_default_timeout(60_000)
         here = Opened(page := context.new_page())
-        allowed = (own, "data:", "blob:")
-        page.on("request", lambda r: r.url.startswith(allowed) or here.wrong.append(r.url[:150]))
+        here.watch(own)
         page.on("requestfailed", lambda r: here.wrong.append(f"{r.failure} {r.url[:150]}"))
-        page.on("pageerror", lambda e: here.wrong.append(str(e)[:300]))
         page.on("console", lambda m: m.type == "error" and here.wrong.append(m.text[:300]))
         try:
             page.goto(url, wait_until="load")
@@ -282,9 +277,7 @@ def lab(browser, server) -> Callable[..., AbstractContextManager[Opened]]:
         context = browser.new_context(viewport={"width": 1400, "height": 2400})
         context.set_default_timeout(90_000)
         here = Opened(page := context.new_page())
-        own = (address, address.replace("http", "ws"), "data:", "blob:")
-        page.on("request", lambda r: r.url.startswith(own) or here.wrong.append(r.url[:150]))
-        page.on("pageerror", lambda e: here.wrong.append(str(e)[:300]))
+        here.watch(address, address.replace("http", "ws"))
         try:
             url = f"{address}/lab/workspaces/{name}/tree/{name}.ipynb?token={token}"
             page.goto(url, wait_until="domcontentloaded")
