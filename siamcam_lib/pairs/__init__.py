@@ -6,7 +6,7 @@ Taught in chapter 1 (pairs).
 from siamcam_lib.pairs.duplicates import Duplicates, find_duplicates, join_groups
 from siamcam_lib.pairs.leaks import LeakReport, check_split, find_leaks
 from siamcam_lib.pairs.sampling import PairSet, all_pairs, sample
-from siamcam_lib.pairs.splitting import Split, split
+from siamcam_lib.pairs.splitting import Split, forget_groups, split
 
 __all__ = [
     "Duplicates",
@@ -17,6 +17,7 @@ __all__ = [
     "check_split",
     "find_duplicates",
     "find_leaks",
+    "forget_groups",
     "join_groups",
     "sample",
     "split",

@@ -6,7 +6,7 @@ Taught in chapter 1 (pairs). The split keeps class shares, keeps groups together
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
@@ -83,6 +83,29 @@ def split(images: ImageSet, seed: int = 0, *, grouped: bool = True) -> Split:
         images.notes,
     )  # fmt: skip
     return Split(joined.subset(train), joined.subset(val), joined.subset(test))
+
+
+def forget_groups(parts: Split) -> Split:
+    """The same parts with every picture a group of its own, as if nobody had looked for copies.
+
+    `sc.fit` refuses parts that share groups. To measure what that leak is worth, they have to be
+    forgotten; never do it for any other reason.
+
+    Example:
+        >>> import siamcam_lib as sc
+        >>> images = sc.datasets.load("scenes/rooms", n=200)
+        >>> parts = forget_groups(split(images, seed=0, grouped=False))
+        >>> set(parts.train.groups) & set(parts.test.groups)
+        set()
+    """
+    three = (parts.train, parts.val, parts.test)
+    ends = np.cumsum([0, *map(len, three)])
+    return Split(
+        *(
+            replace(part, groups=np.arange(start, start + len(part)))
+            for part, start in zip(three, ends, strict=False)
+        )
+    )
 
 
 def _part(

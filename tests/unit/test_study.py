@@ -89,6 +89,14 @@ def test_ungrouped_splits_are_passed_on(images, cache):
     assert made[0].split.test.items == split.test.items
 
 
+def test_a_leak_can_be_trained_with_and_is_still_seen(cache):
+    rooms = sc.datasets.load("scenes/rooms", n=200)
+    with pytest.raises(sc.errors.PairError):
+        sc.fit(net(), sc.pairs.split(rooms, 0, grouped=False), recipe=QUICK, cache=cache)
+    run = sc.study(rooms, [0], net=net, recipe=QUICK, cache=cache, grouped=False)[0]
+    assert set(run.split.train.groups) & set(run.split.test.groups)
+
+
 def test_refuses(images, cache, made):
     with pytest.raises(EvaluationError, match="at least one seed"):
         sc.study(images, [], net=net)
