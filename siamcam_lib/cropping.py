@@ -20,7 +20,8 @@ from siamcam_lib import gradcam
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.datasets.imageset import Source
 from siamcam_lib.errors import DataError, ExplanationError
-from siamcam_lib.explain import check_names, directions, stretch
+from siamcam_lib.explain import stretch
+from siamcam_lib.explaining import check_closed_form, directions
 from siamcam_lib.gallery import Gallery
 from siamcam_lib.pairs import Split
 
@@ -143,7 +144,7 @@ def mean_maps(gallery: Gallery, partners: np.ndarray, *, method: str = "gradcam"
         ExplanationError: if `partners` does not have a row for each image, or holds what is no
             index, or the method is unknown.
     """
-    check_names(method)
+    check_closed_form(method)
     partners = np.ascontiguousarray(partners)
     if partners.ndim != 2 or len(partners) != len(gallery) or not partners.shape[1]:
         raise ExplanationError(

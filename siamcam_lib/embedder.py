@@ -71,20 +71,39 @@ class Explainable(ABC):
     """What explanations ask of a network; implemented for `SiameseNet` and for any module.
 
     Attributes:
+        network: The module with all weights.
+        target: The part of it whose output is the feature map that is explained.
         image_size: Side in pixels of the squares the network looks at.
         threshold: Dissimilarity from which a pair is judged dissimilar.
         unit: Whether embeddings are scaled to unit length before they are compared.
         settings: What a stored gallery must know to compare its embeddings again.
     """
 
+    network: nn.Module
+    target: nn.Module
     image_size: int
     threshold: float
     unit: bool
     settings: dict[str, Any]
 
-    @abstractmethod
     def see(self, images: Sequence[Image.Image]) -> Seen:
         """Look at RGB pictures, each once, in evaluation mode."""
+        return self.look(squares(images, self.image_size))
+
+    @abstractmethod
+    def look(self, pixels: Tensor) -> Seen:
+        """Look at pictures (n, 3, S, S) in [0, 1], each once, in evaluation mode."""
+
+    @abstractmethod
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embeddings of pictures (n, 3, H, W) in [0, 1], differentiable: (n, E), before scaling.
+
+        In evaluation mode, and on whatever device the network is.
+        """
+
+    @abstractmethod
+    def similarity(self, e1: Tensor, e2: Tensor) -> Tensor:
+        """1 − y of pairs of embeddings of `embed`, differentiable: (m, E) twice → (m,)."""
 
     @abstractmethod
     def compare(self, e1: Tensor, e2: Tensor) -> Compared:
@@ -99,7 +118,8 @@ class SiameseEmbedder(Explainable):
     """A `SiameseNet`: everything in closed form."""
 
     def __init__(self, net: SiameseNet) -> None:
-        self.net = net
+        self.net = self.network = net
+        self.target = net.backbone
         self.image_size, self.threshold, self.unit = net.image_size, net.threshold, net.normalize
         self.settings = {
             "comparison": "siamese",
@@ -108,11 +128,11 @@ class SiameseEmbedder(Explainable):
             "offset": float(net.output.bias.detach()),
         }
 
-    def see(self, images: Sequence[Image.Image]) -> PooledSeen:  # noqa: D102
+    def look(self, pixels: Tensor) -> PooledSeen:  # noqa: D102
         net = self.net
         weight, bias = (p.detach().cpu() for p in net.projection.parameters())
         with evaluating(net), torch.inference_mode():
-            maps = net.feature_maps(net.to_tensor(images).to(net.device)).cpu()
+            maps = net.feature_maps(pixels.to(net.device)).cpu()
             seen = PooledSeen(maps, PooledHead(weight, bias))
         if not torch.isfinite(seen.embedding).all():
             raise ExplanationError(
@@ -121,8 +141,20 @@ class SiameseEmbedder(Explainable):
             )
         return seen
 
+    def embed(self, pixels: Tensor) -> Tensor:  # noqa: D102
+        net = self.net
+        with evaluating(net):
+            return net.activation(net.feature_maps(pixels.to(net.device)).mean(dim=(2, 3)))
+
+    @property
+    def _comparison(self) -> SiameseComparison:
+        return SiameseComparison(**_without(self.settings, "comparison"))
+
+    def similarity(self, e1: Tensor, e2: Tensor) -> Tensor:  # noqa: D102
+        return self._comparison.similarity(e1, e2)
+
     def compare(self, e1: Tensor, e2: Tensor) -> Compared:  # noqa: D102
-        return SiameseComparison(**_without(self.settings, "comparison"))(e1, e2)
+        return self._comparison(e1, e2)
 
     def digest(self) -> str:  # noqa: D102
         return _digest(self.net, f"siamese {self.net.config}")
@@ -139,12 +171,19 @@ class SiameseComparison:
     @torch.no_grad()
     def __call__(self, e1: Tensor, e2: Tensor) -> Compared:
         """Judge pairs of embeddings (m, E) float64, before any scaling to unit length."""
-        unit = torch.nn.functional.normalize
-        u1, u2 = (unit(e1, dim=-1), unit(e2, dim=-1)) if self.unit else (e1, e2)
-        d = torch.linalg.vector_norm(u1 - u2, dim=-1)
+        d = self._distance(e1, e2)
         s = gradcam.sigmoid_slope(d, self.slope, self.offset)[:, None]
         v1, v2 = gradcam.approach(e1, e2, unit=self.unit)
         return Compared(torch.sigmoid(self.slope * d + self.offset), s * v1, s * v2)
+
+    def similarity(self, e1: Tensor, e2: Tensor) -> Tensor:
+        """1 − y, differentiable: (m, E) twice → (m,)."""
+        return torch.sigmoid(-(self.slope * self._distance(e1, e2) + self.offset))
+
+    def _distance(self, e1: Tensor, e2: Tensor) -> Tensor:
+        unit = torch.nn.functional.normalize
+        u1, u2 = (unit(e1, dim=-1), unit(e2, dim=-1)) if self.unit else (e1, e2)
+        return torch.linalg.vector_norm(u1 - u2, dim=-1)
 
 
 class Embedder(Explainable):
@@ -202,7 +241,7 @@ class Embedder(Explainable):
         if not isinstance(image_size, int) or image_size < 1:
             raise ExplanationError(f"image_size is a positive whole number, not {image_size!r}.")
         self.module, self.layer, self.image_size = module, layer, image_size
-        self._target = find_layer(module, layer)
+        self.network, self.target = module, find_layer(module, layer)
         self.threshold = check_threshold(threshold)
         self.comparison = COMPARISONS.get(comparison, comparison)
         name = comparison if isinstance(comparison, str) else _function_name(comparison)
@@ -217,15 +256,23 @@ class Embedder(Explainable):
             f"Embedder({kind}, {self.layer!r}, {self.settings['comparison']}, {self.image_size} px)"
         )
 
-    def see(self, images: Sequence[Image.Image]) -> Seen:  # noqa: D102
+    def look(self, pixels: Tensor) -> Seen:  # noqa: D102
         # A graph that began outside inference mode must be followed there too.
         with evaluating(self.module), torch.inference_mode(False), torch.enable_grad():
-            return _pooled(*self._look(images))
+            return _pooled(*self._traced(pixels))
 
-    def _look(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor, list[nn.Module]]:
+    def embed(self, pixels: Tensor) -> Tensor:  # noqa: D102
+        like = next(self.module.parameters(), torch.zeros(()))
+        with evaluating(self.module):
+            return self.module(((pixels - self.mean) / self.std).to(like))
+
+    def similarity(self, e1: Tensor, e2: Tensor) -> Tensor:  # noqa: D102
+        return 1 - self.comparison(e1, e2)
+
+    def _traced(self, pixels: Tensor) -> tuple[Tensor, Tensor, list[nn.Module]]:
         """The layer's output as a leaf, the embedding on its graph, the modules run in between."""
         like = next(self.module.parameters(), torch.zeros(()))
-        batch = (squares(images, self.image_size) - self.mean) / self.std
+        batch = (pixels - self.mean) / self.std
         leaves: list[Any] = []
         after: list[nn.Module] = []
 
@@ -237,11 +284,11 @@ class Embedder(Explainable):
             return leaves[-1].clone()  # so that a ReLU may work in place
 
         def note(module: nn.Module, given: Any, output: Any) -> None:
-            if leaves and module is not self._target:
+            if leaves and module is not self.target:
                 after.append(module)
 
         ends = [m for m in self.module.modules() if not list(m.children())]
-        hooks = [self._target.register_forward_hook(cut)]
+        hooks = [self.target.register_forward_hook(cut)]
         hooks += [m.register_forward_hook(note) for m in ends]
         try:
             with _needs_no_gradient(self.module):
@@ -254,8 +301,8 @@ class Embedder(Explainable):
         finally:
             for hook in hooks:
                 hook.remove()
-        self._check(leaves, output, len(images))
-        inside = set(self._target.modules())
+        self._check(leaves, output, len(pixels))
+        inside = set(self.target.modules())
         return leaves[0], output, [m for m in after if m not in inside]
 
     def _check(self, leaves: list[Any], output: Any, count: int) -> None:

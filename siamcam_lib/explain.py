@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from siamcam_lib import gradcam
+from siamcam_lib import explainers
 from siamcam_lib.datasets.images import as_image
-from siamcam_lib.embedder import Compared, Explainable, as_explainable, check_threshold
+from siamcam_lib.embedder import as_explainable, check_threshold
 from siamcam_lib.errors import ExplanationError
+from siamcam_lib.explaining import Explainer, Pairs
 from siamcam_lib.files import whole_file
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 Maps = tuple[np.ndarray, np.ndarray]
 AT_ONCE = 16  # pairs looked at together: two images each, feature maps held in memory
-METHODS = ("gradcam", *gradcam.COMBINATIONS)
 POLARITIES = ("decision", "paper")
 
 
@@ -163,10 +163,12 @@ def explain(
     a: Any,
     b: Any,
     *,
-    method: str = "gradcam",
+    method: str | Explainer = "gradcam",
     polarity: str = "decision",
     threshold: float | None = None,
     layer: str | None = None,
+    seed: int = 0,
+    progress: bool = False,
     **options: Any,
 ) -> Explanation | list[Explanation]:
     """Judge and explain a pair of images, or many pairs at once.
@@ -181,11 +183,14 @@ def explain(
         a: A path, PIL image, array (H, W, 3) or tensor (3, H, W); or a list or tensor
             (B, 3, H, W) of them.
         b: Its partner or partners; sizes may differ.
-        method: One of `METHODS`. ``"gradcam"`` differentiates the network's own dissimilarity;
-            the others are those of `gradcam.coefficients`.
+        method: A name in `sc.explainers.names`, or an explainer, as `sc.explainers.get` gives it;
+            those that learn from training images are fitted first. ``"gradcam"`` differentiates
+            the network's own dissimilarity.
         polarity: One of `POLARITIES`; see `Explanation`.
         threshold: Instead of the network's own; in (0, 1).
         layer: Name of the layer that gives the feature map, for other modules.
+        seed: Of methods that draw.
+        progress: Show progress, where a method takes long.
         options: For other modules: ``comparison``, ``image_size``, ``mean``, ``std``; see
             `sc.Embedder`.
 
@@ -206,7 +211,8 @@ def explain(
         True
     """
     seeing = as_explainable(net, layer, **options)
-    check_names(method, polarity)
+    explainer = method if isinstance(method, Explainer) else explainers.get(method)
+    check_polarity(polarity)
     threshold = seeing.threshold if threshold is None else check_threshold(threshold)
     single = not _is_batch(a) and not _is_batch(b)
     lefts, rights = ([x] if not _is_batch(x) else list(x) for x in (a, b))
@@ -218,16 +224,23 @@ def explain(
     found = []
     for start in range(0, len(lefts), AT_ONCE):
         part = slice(start, start + AT_ONCE)
-        images = [as_image(x) for x in (*lefts[part], *rights[part])]
-        found += _explain_pairs(seeing, images, method, polarity, threshold)
+        first, second = ([as_image(x) for x in side[part]] for side in (lefts, rights))
+        pairs = Pairs(seeing, first, second)
+        scores = pairs.compared.dissimilarity.tolist()
+        raws = explainer(pairs, seed=seed, progress=progress)
+        found += [
+            finish(pair, (pair[0].size, pair[1].size), y, threshold, raw, explainer.name, polarity)
+            for pair, y, raw in zip(zip(first, second, strict=True), scores, raws, strict=True)
+        ]
     return found[0] if single else found
 
 
-def check_names(method: str, polarity: str = POLARITIES[0]) -> None:
-    """Raise `ExplanationError`, listing those known, if a method or polarity is not."""
-    for name, value, known in (("method", method, METHODS), ("polarity", polarity, POLARITIES)):
-        if value not in known:
-            raise ExplanationError(f"No {name} is called {value!r}; known are {', '.join(known)}.")
+def check_polarity(polarity: str) -> None:
+    """Raise `ExplanationError`, listing those known, if a polarity is not."""
+    if polarity not in POLARITIES:
+        raise ExplanationError(
+            f"No polarity is called {polarity!r}; known are {', '.join(POLARITIES)}."
+        )
 
 
 def _is_batch(value: Any) -> bool:
@@ -235,47 +248,6 @@ def _is_batch(value: Any) -> bool:
         return value.ndim == 4
     one = str | bytes | bytearray | memoryview
     return isinstance(value, Sequence) and not isinstance(value, one)
-
-
-def _explain_pairs(
-    seeing: Explainable, images: list[Image.Image], method: str, polarity: str, threshold: float
-) -> list[Explanation]:
-    """Explain pairs; `images` are all first and then all second ones."""
-    # The same picture twice is looked at once: it costs less, and rounding, which depends on the
-    # place in a batch, cannot pass for a difference.
-    places: dict[tuple, int] = {}
-    keys = [(image.size, image.tobytes()) for image in images]
-    first, second = torch.tensor([places.setdefault(key, len(places)) for key in keys]).chunk(2)
-    seen = seeing.see([Image.frombytes("RGB", *key) for key in places])
-    e1, e2 = seen.embedding[first], seen.embedding[second]
-    compared = seeing.compare(e1, e2)
-    if not torch.isfinite(compared.dissimilarity).all():
-        raise ExplanationError(
-            "The network gives no finite dissimilarity; its weights are damaged. Load or train "
-            "it again."
-        )
-    v1, v2 = directions(method, compared, e1, e2, seeing.unit)
-    raws = torch.stack([seen.along(first, v1), seen.along(second, v2)], dim=1)  # (B, 2, h, w)
-    lefts, rights = images[: len(first)], images[len(first) :]
-    return [
-        finish(pair, (pair[0].size, pair[1].size), y, threshold, raw, method, polarity)
-        for pair, y, raw in zip(
-            zip(lefts, rights, strict=True), compared.dissimilarity.tolist(), raws, strict=True
-        )
-    ]
-
-
-def directions(
-    method: str, compared: Compared, e1: Tensor, e2: Tensor, unit: bool
-) -> tuple[Tensor, Tensor]:
-    """Along which directions of embedding space the maps of both images run: twice (m, E)."""
-    if method == "gradcam":
-        return compared.v1, compared.v2
-    found = []
-    for one, partner in ((e1, e2), (e2, e1)):
-        own, other = gradcam.coefficients(method, gradcam.relation(one, partner, unit), unit)
-        found.append(own[:, None] * one + other[:, None] * partner)
-    return found[0], found[1]
 
 
 def finish(

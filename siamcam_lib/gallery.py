@@ -32,7 +32,8 @@ from siamcam_lib.embedder import (
     compare_by_gradient,
 )
 from siamcam_lib.errors import GalleryError
-from siamcam_lib.explain import Explanation, check_names, directions, finish
+from siamcam_lib.explain import Explanation, check_polarity, finish
+from siamcam_lib.explaining import check_closed_form, directions
 from siamcam_lib.shards import KINDS, Shards, ShardWriter, blocks, half, join, positive
 
 
@@ -275,7 +276,8 @@ class Gallery:
             GalleryError: if there is no such image.
             ExplanationError: for an unknown method or polarity, or a threshold outside (0, 1).
         """
-        check_names(method, polarity)
+        check_closed_form(method)
+        check_polarity(polarity)
         threshold = self.threshold if threshold is None else check_threshold(threshold)
         pair = (self._check(i), self._check(j))
         e1, e2 = (torch.from_numpy(self._rows.read("embedding", k, k + 1)).double() for k in pair)
@@ -320,7 +322,7 @@ class Gallery:
         Yields:
             `Tile`, row by row; the pair (i, i) is among them and blank for ``"gradcam"``.
         """
-        check_names(method)
+        check_closed_form(method)
         positive("rows", rows)
         positive("columns", columns)
         for start, stop in blocks(len(self), rows):

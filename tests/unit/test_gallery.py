@@ -18,7 +18,7 @@ import siamcam_lib as sc
 from siamcam_lib import shards
 from siamcam_lib.embedder import COMPARISONS, SiameseEmbedder
 from siamcam_lib.errors import DataNotFoundError, ExplanationError, GalleryError, ImageError
-from siamcam_lib.explain import METHODS
+from siamcam_lib.explaining import CLOSED_FORMS
 from siamcam_lib.gallery import Gallery, Tile
 from siamcam_lib.shards import TABLE, Shards
 
@@ -134,7 +134,7 @@ def check_near(found: np.ndarray, truth: np.ndarray, tolerance: float) -> None:
 
 
 class TestExplain:
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", CLOSED_FORMS)
     def test_is_that_of_the_images(self, name, method):
         """To the rounding of P and e to float32: these pairs are well apart."""
         gal, net = made(name), NETS[name]()
@@ -156,7 +156,7 @@ class TestExplain:
 
     def test_swapping_swaps_to_the_last_bit(self, name):
         gal = made(name)
-        for method in METHODS:
+        for method in CLOSED_FORMS:
             forth, back = gal.explain(1, 5, method=method), gal.explain(5, 1, method=method)
             assert forth.dissimilarity == back.dissimilarity
             for kind in ("raw", "factual", "counterfactual"):
@@ -299,7 +299,7 @@ class TestSamePictureTwice:
 
 
 class TestAllPairs:
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", CLOSED_FORMS)
     def test_every_ordered_pair_is_that_of_explain(self, name, method):
         gal = made(name)
         e = torch.from_numpy(gal.embeddings).double()
@@ -682,7 +682,7 @@ class TestFiles:
     def test_needs_no_network_to_explain(self, kind, tmp_path):
         gal = made(kind)
         stored = on_disk(gal, tmp_path / "g")
-        for method in METHODS:
+        for method in CLOSED_FORMS:
             ex = stored.explain(1, 2, method=method)
             assert ex.dissimilarity == gal.explain(1, 2).dissimilarity
             check_near(ex.raw[0], gal.explain(1, 2, method=method).raw[0], 1e-2)
@@ -1009,7 +1009,7 @@ class TestIndices:
     @pytest.mark.parametrize("value", ["saliency", None, "Shared"])
     def test_unknown_method_and_polarity(self, value):
         gal = made("siamese, plain")
-        with pytest.raises(ExplanationError, match="No method is called"):
+        with pytest.raises(ExplanationError, match="No closed form is called"):
             gal.explain(0, 1, method=value)
         with pytest.raises(ExplanationError, match="No polarity is called"):
             gal.explain(0, 1, polarity=value)

@@ -36,7 +36,8 @@ from torch.nn import functional as F
 import siamcam_lib as sc
 from siamcam_lib import gradcam
 from siamcam_lib.embedder import SiameseEmbedder
-from siamcam_lib.explain import METHODS, directions, stretch
+from siamcam_lib.explain import stretch
+from siamcam_lib.explaining import CLOSED_FORMS, directions
 from siamcam_lib.heads import PooledHead, PooledSeen, TracedSeen
 
 EPSILON = float(np.finfo(np.float64).eps)
@@ -417,7 +418,7 @@ class TestSwapping:
         seeing, (first, second) = SiameseEmbedder(case.net), case.halves
         seen = seeing.see(pictures(2 * case.count))
         e = seen.embedding
-        for method in METHODS:
+        for method in CLOSED_FORMS:
             forth, back = seeing.compare(e[first], e[second]), seeing.compare(e[second], e[first])
             assert torch.equal(forth.dissimilarity, back.dissimilarity)
             v = directions(method, forth, e[first], e[second], case.unit)
@@ -426,7 +427,7 @@ class TestSwapping:
             for rows, one, two in ((first, v[0], u[1]), (second, v[1], u[0])):
                 assert torch.equal(seen.along(rows, one), seen.along(rows, two))
 
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", CLOSED_FORMS)
     @pytest.mark.parametrize("kind", ["plain", "unit length", "average", "max", "attention"])
     def test_of_explain(self, kind, method):
         """With a backbone that sees one image at a time; a real one rounds by the place."""
@@ -694,7 +695,7 @@ class TestTwoHalvesOfOneMap:
     @prop(100)
     @given(
         case=cases(partners=("other", "near", "same", "zero")),
-        method=st.sampled_from(METHODS), polarity=st.sampled_from(["decision", "paper"]),
+        method=st.sampled_from(CLOSED_FORMS), polarity=st.sampled_from(["decision", "paper"]),
         threshold=st.sampled_from([1e-300, 0.25, 0.5, 1 - 1e-16]),
     )  # fmt: skip
     def test_factual_less_counterfactual_is_the_stretched_map(
@@ -717,7 +718,7 @@ class TestTwoHalvesOfOneMap:
                 assert np.array_equal(f + c, np.abs(full))
                 assert (f >= 0).all() and (c >= 0).all() and not (f * c).any()
 
-    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("method", CLOSED_FORMS)
     @pytest.mark.parametrize("head", HEADS)
     def test_decision_and_paper_share_one_raw_map(self, method, head):
         A = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(3))
