@@ -40,7 +40,8 @@ results: $(READY) ## compute every number of the results page anew (PROFILE=full
 	@$(PY) -m siamcam_lib.book --data "$(DATA)" --profile "$(PROFILE)" --seed "$(SEED)" --results
 
 test: lint ## lint, unit tests, doctests, all chapters, the site in a browser
-	@$(PY) -m pytest --doctest-modules tests/unit siamcam_lib tests/chapters tests/browser $(PYTEST)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --doctest-modules tests/unit siamcam_lib $(PYTEST)
+	@$(PY) -m pytest tests/chapters tests/browser $(PYTEST)
 
 lint: $(READY)
 	@$(PY) -m ruff check .

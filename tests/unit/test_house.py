@@ -32,7 +32,7 @@ LAYERS = [
     "gradcam",
     "heads",
     "embedder",
-    "explaining",
+    "explaining decoder",
     "explainers",
     "explain",
     "shards gallery",
