@@ -196,6 +196,65 @@ def compare(
     return Comparison(accuracy, auc, gained, lost, float(p))
 
 
+class Paired(NamedTuple):
+    """A second set of values against a first one, of the same pairs.
+
+    Attributes:
+        difference: Mean of second less first, with its interval.
+        p: Two-sided p-value of Wilcoxon's signed-rank test: how often differences as lopsided, or
+            more so, come about by chance.
+
+    Example:
+        >>> print(Paired(Estimate(0.1, 0.05, 0.15), 0.004))
+        +0.100 [+0.050, +0.150], p = 0.004
+    """
+
+    difference: Estimate
+    p: float
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.3f}, p = {self.p:.2g}"
+
+
+def paired(
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    cluster: Sequence[int] | np.ndarray | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Paired:
+    """Do two measures of the same pairs differ? Bootstrap interval and Wilcoxon's test.
+
+    Args:
+        first: (m,) finite numbers: a measure of one explainer, say.
+        second: (m,) the same of another, on the same pairs in the same order.
+        cluster: (m,) what is drawn together, as in `mean_interval`. Wilcoxon's test then takes
+            one value a cluster, its mean difference.
+        resamples: Bootstrap draws.
+        seed: Of the draws.
+
+    Raises:
+        EvaluationError: if there are not as many values in both, none, or one is not finite.
+
+    Example:
+        >>> print(paired([0.2, 0.4, 0.3, 0.5, 0.1, 0.2], [0.3, 0.6, 0.6, 0.9, 0.6, 0.8]))
+        +0.350 [+0.233, +0.483], p = 0.031
+    """
+    first, second = np.asarray(first, float), np.asarray(second, float)
+    if first.shape != second.shape:
+        raise EvaluationError(
+            f"Values of the same pairs are needed; {first.size} and {second.size} were given."
+        )
+    apart = second - first
+    difference = mean_interval(apart, cluster, resamples=resamples, seed=seed)
+    if cluster is not None:
+        _, member = np.unique(np.asarray(cluster), return_inverse=True)
+        apart = np.bincount(member, apart) / np.bincount(member)
+    p = float(stats.wilcoxon(apart).pvalue) if apart.any() else 1.0
+    return Paired(difference, p)
+
+
 def _right(report: Report) -> np.ndarray:
     return (report.score >= report.threshold) == (report.label == 1)
 

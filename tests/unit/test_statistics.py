@@ -8,7 +8,14 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from siamcam_lib.errors import EvaluationError
-from siamcam_lib.evaluation import Estimate, compare, mean_interval, over_seeds, report
+from siamcam_lib.evaluation import (
+    Estimate,
+    compare,
+    mean_interval,
+    over_seeds,
+    paired,
+    report,
+)
 
 
 def simulated(seed: int, shift: float = 1.0, n: int = 400):
@@ -133,3 +140,49 @@ class TestCompare:
             compare(first, other)
         with pytest.raises(EvaluationError, match="anchor is needed"):
             compare(first, first, anchor[:-1])
+
+
+class TestPaired:
+    def drawn(self, shift: float = 0.3, m: int = 60):
+        random = np.random.default_rng(1)
+        first = random.normal(size=m)
+        return first, first + shift + random.normal(size=m)
+
+    def test_is_the_mean_of_the_differences_and_wilcoxons_test(self):
+        first, second = self.drawn()
+        found = paired(first, second)
+        assert found.difference == mean_interval(second - first)
+        assert found.p == stats.wilcoxon(second, first).pvalue
+
+    def test_the_other_way_round(self):
+        first, second = self.drawn()
+        one, two = paired(first, second), paired(second, first)
+        assert two.difference == pytest.approx(
+            (-one.difference.value, -one.difference.high, -one.difference.low)
+        )
+        assert two.p == one.p
+
+    def test_copies_are_no_evidence(self):
+        first, second = self.drawn()
+        copied = paired(np.repeat(first, 5), np.repeat(second, 5), np.repeat(np.arange(60), 5))
+        alone = paired(first, second)
+        assert copied.p == pytest.approx(alone.p)
+        assert copied.difference == pytest.approx(alone.difference)
+        assert paired(np.repeat(first, 5), np.repeat(second, 5)).p < alone.p / 2
+
+    def test_equals_do_not_differ(self):
+        first, _ = self.drawn()
+        assert paired(first, first) == (Estimate(0, 0, 0), 1)
+        # differences that cancel inside each cluster
+        assert paired([0, 0, 0, 0], [1, -1, 2, -2], [0, 0, 1, 1]).p == 1
+
+    @pytest.mark.parametrize(
+        "first, second", [([1, 2], [1]), ([], []), ([1, np.nan], [1, 2]), ([[1]], [[2]])]
+    )
+    def test_what_cannot_be_compared(self, first, second):
+        with pytest.raises(EvaluationError):
+            paired(first, second)
+
+    def test_clusters_of_another_number(self):
+        with pytest.raises(EvaluationError, match="3 values and 2 clusters"):
+            paired([1, 2, 3], [2, 3, 4], [0, 1])

@@ -1,0 +1,151 @@
+"""The league is what its parts say, one by one; what fails is told by name."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import siamcam_lib as sc
+from siamcam_lib.embedder import as_explainable
+from siamcam_lib.errors import EvaluationError
+from siamcam_lib.evaluation import (
+    MEASURES,
+    Measure,
+    area,
+    deletion,
+    energy,
+    league,
+    mean_interval,
+    planted,
+)
+from siamcam_lib.explaining import Explainer, Pairs
+
+SIDE = 32
+QUICK = {name: MEASURES[name] for name in ("deletion", "blank")}
+
+
+class Counted(Explainer):
+    """Ones, and how often they were asked for."""
+
+    title = source = cost = "counted"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def maps(self, pairs: Pairs, *, seed: int = 0, progress: bool = False) -> Tensor:
+        self.asked += 1
+        return torch.ones(len(pairs), 2, 3, 3)
+
+
+class Broken(Counted):
+    """It cannot."""
+
+    def maps(self, pairs: Pairs, *, seed: int = 0, progress: bool = False) -> Tensor:
+        raise RuntimeError("no ink")
+
+
+@functools.cache
+def some_pairs(count: int = 3) -> Pairs:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU())
+        net = sc.SiameseNet(body, 6, image_size=SIDE).eval()
+    random = np.random.default_rng(0)
+    images = [
+        Image.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        for _ in range(2 * count)
+    ]
+    return Pairs(as_explainable(net), images[:count], images[count:])
+
+
+def test_values_and_summary_are_those_of_the_parts():
+    pairs, chosen = some_pairs(), QUICK | planted("corner", corner())
+    found = league(["shared", "gradcam"], pairs, chosen, progress=False)
+    assert list(found.values.columns) == ["explainer", "measure", "pair", "value"]
+    assert len(found.values) == 2 * len(chosen) * 3 and len(found.summary) == 2 * len(chosen)
+    for name in ("shared", "gradcam"):
+        maps = sc.explainers.get(name)(pairs)
+        for measure, truth in (
+            ("deletion", area(deletion(pairs, maps))),
+            ("energy on corner", energy(maps, corner()).mean(axis=1)),
+        ):
+            rows = found.values.query("explainer == @name and measure == @measure")
+            assert rows.pair.tolist() == [0, 1, 2]
+            np.testing.assert_array_equal(rows.value, truth)
+            [row] = found.summary.query("explainer == @name and measure == @measure").itertuples()
+            assert (row.mean, row.low, row.high) == mean_interval(truth)
+            assert row.higher == (measure != "deletion") and row.seconds >= 0
+
+
+def corner() -> np.ndarray:
+    masks = np.zeros((3, 2, SIDE, SIDE), bool)
+    masks[..., :8, :8] = True
+    return masks
+
+
+def test_every_default_measure_gives_a_value_a_pair():
+    found = league(["shared", "random", "edges"], some_pairs(), progress=False)
+    assert set(found.summary.measure) == set(MEASURES)
+    assert np.isfinite(found.values.value).all() and not found.summary.isna().any().any()
+    table = found.summary.pivot(index="measure", columns="explainer", values="mean")
+    assert table.loc["randomised", "edges"] == pytest.approx(1)
+    assert table.loc["randomised", "shared"] < 0.99
+    assert table.loc["continuity", "random"] > table.loc["continuity", "edges"]
+
+
+def test_a_map_is_made_once():
+    explainer = Counted()
+    league({"ones": explainer}, some_pairs(), QUICK | planted("corner", corner()), progress=False)
+    assert explainer.asked == 1
+    again = {name: MEASURES[name] for name in ("continuity", "max_sensitivity", "randomised")}
+    league({"ones": explainer}, some_pairs(), again, progress=False)
+    assert explainer.asked == 2 + 1 + 4 + 2
+
+
+def test_clusters_widen_the_interval():
+    pairs, chosen = some_pairs(), {"deletion": MEASURES["deletion"]}
+    [alone] = league(["shared"], pairs, chosen, progress=False).summary.itertuples()
+    [tied] = league(
+        ["shared"], pairs, chosen, cluster=np.zeros(3), progress=False
+    ).summary.itertuples()
+    assert tied.low == pytest.approx(tied.high) == pytest.approx(tied.mean)
+    assert alone.low < alone.mean < alone.high
+
+
+def test_two_settings_of_one_method():
+    both = {f"occlusion {w}": sc.explainers.get("occlusion", window=w, stride=w)
+            for w in (0.25, 0.5)}  # fmt: skip
+    found = league(both, some_pairs(), QUICK, progress=False)
+    assert found.summary.explainer.unique().tolist() == list(both)
+    with pytest.raises(EvaluationError, match="'occlusion'"):
+        league(both.values(), some_pairs(), QUICK, progress=False)
+
+
+def test_what_fails_is_told_by_name():
+    pairs = some_pairs()
+    with pytest.raises(EvaluationError, match="'ink' failed: no ink"):
+        league({"ink": Broken()}, pairs, QUICK, progress=False)
+    wrong = {"odd": Measure("odd", True, lambda pairs, maps: np.ones(2))}
+    with pytest.raises(EvaluationError, match=r"'odd' of the explainer 'shared' failed.*\(2,\)"):
+        league(["shared"], pairs, wrong, progress=False)
+    nan = {"nan": Measure("nan", True, lambda pairs, maps: np.full(3, np.nan))}
+    with pytest.raises(EvaluationError, match="'nan' of the explainer 'shared'.*not finite"):
+        league(["shared"], pairs, nan, progress=False)
+    with pytest.raises(EvaluationError, match="'explainlfs' failed: .*fit"):
+        league(["explainlfs"], pairs, QUICK, progress=False)
+    with pytest.raises(EvaluationError, match="0 and 2"):
+        league([], pairs, QUICK)
+    with pytest.raises(EvaluationError, match="1 and 0"):
+        league(["shared"], pairs, {})
+
+
+def test_progress_names_the_explainer(capfd):
+    league(["shared"], some_pairs(), QUICK)
+    assert "shared" in capfd.readouterr().err
+    league(["shared"], some_pairs(), QUICK, progress=False)
+    assert capfd.readouterr() == ("", "")
