@@ -20,7 +20,7 @@ from torch import Tensor
 
 from siamcam_lib import gradcam
 from siamcam_lib.datasets import ImageSet
-from siamcam_lib.embedder import Compared, Explainable
+from siamcam_lib.embedder import Compared, as_explainable
 from siamcam_lib.errors import ExplanationError
 from siamcam_lib.heads import Seen
 from siamcam_lib.model import squares
@@ -42,41 +42,42 @@ class Pairs:
     it comes.
 
     Args:
-        seeing: The network; from `siamcam_lib.embedder.as_explainable`.
+        net: The network, as in `sc.explain`.
         lefts: First pictures, RGB.
         rights: Second pictures, as many.
 
     Attributes:
+        seeing: The network as explanations need it.
         first: (B,) which of the distinct pictures comes first in each pair.
         second: (B,) the same for the second.
         pixels: Distinct pictures as the network sees them: (n, 3, S, S) float32 in [0, 1].
 
     Example:
         >>> import siamcam_lib as sc
-        >>> from siamcam_lib.embedder import as_explainable
         >>> images = sc.datasets.load("scenes/flowers", n=10)
         >>> lefts, rights = ([images.image(i) for i in rows] for rows in ((0, 0), (1, 2)))
-        >>> pairs = Pairs(as_explainable(sc.SiameseNet(image_size=96)), lefts, rights)
+        >>> pairs = Pairs(sc.SiameseNet(image_size=96), lefts, rights)
         >>> len(pairs), pairs.pixels.shape, pairs.similarity.shape
         (2, torch.Size([3, 3, 96, 96]), torch.Size([2]))
     """
 
     def __init__(
-        self, seeing: Explainable, lefts: Sequence[Image.Image], rights: Sequence[Image.Image]
+        self, net: Any, lefts: Sequence[Image.Image], rights: Sequence[Image.Image]
     ) -> None:
         if len(lefts) != len(rights) or not lefts:
             raise ExplanationError(
                 f"Pairs need as many first as second images, at least one; {len(lefts)} and "
                 f"{len(rights)} were given."
             )
-        self.seeing = seeing
+        self.seeing = as_explainable(net)
         # The same picture twice is looked at once: it costs less, and rounding, which depends on
         # the place in a batch, cannot pass for a difference.
         places: dict[tuple, int] = {}
         keys = [(image.size, image.tobytes()) for image in (*lefts, *rights)]
         order = torch.tensor([places.setdefault(key, len(places)) for key in keys])
         self.first, self.second = order.chunk(2)
-        self.pixels = squares([Image.frombytes("RGB", *key) for key in places], seeing.image_size)
+        distinct = [Image.frombytes("RGB", *key) for key in places]
+        self.pixels = squares(distinct, self.seeing.image_size)
 
     def __len__(self) -> int:
         return len(self.first)

@@ -14,7 +14,9 @@ import pkgutil
 from typing import Any
 
 from siamcam_lib.errors import ExplanationError
-from siamcam_lib.explaining import Explainer
+from siamcam_lib.explaining import Explainer, Pairs
+
+__all__ = ["Explainer", "Pairs", "get", "names"]
 
 
 def names() -> list[str]:
