@@ -343,7 +343,7 @@ def feature_maps(
         for start in range(0, len(images), batch_size):
             batch = [images.image(i) for i in range(start, min(start + batch_size, len(images)))]
             batch = [ImageOps.mirror(picture) for picture in batch] if mirrored else batch
-            maps = net.feature_maps(net.to_tensor(batch).to(net.device))
+            maps = net.look(net.to_tensor(batch).to(net.device))
             found.append(maps.half().cpu())
     # a copy made outside inference mode, so that it may be used where gradients are taken
     return torch.cat(found).clone()

@@ -132,7 +132,7 @@ class SiameseEmbedder(Explainable):
         net = self.net
         weight, bias = (p.detach().cpu() for p in net.projection.parameters())
         with evaluating(net), torch.inference_mode():
-            maps = net.feature_maps(pixels.to(net.device)).cpu()
+            maps = net.look(pixels.to(net.device)).cpu()
             seen = PooledSeen(maps, PooledHead(weight, bias))
         if not torch.isfinite(seen.embedding).all():
             raise ExplanationError(

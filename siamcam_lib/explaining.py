@@ -32,7 +32,7 @@ gallery are explained by them without another look."""
 COSTS = ("closed form", "gradients", "perturbations", "trained decoder", "control")
 """What an explainer's time is spent on."""
 
-AT_ONCE = 64  # changed pictures that go through the network together
+AT_ONCE = 4  # changed pictures that go through the network together; see `model.AT_ONCE`
 
 
 class Pairs:

@@ -156,7 +156,7 @@ def pooled_features(
             if rest := [slot for slot in part if slot[0] not in fresh]:
                 squares = [_square(images, i, view, net.image_size) for _, i in rest]
                 batch = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
-                maps = net.feature_maps(batch.to(net.device).float() / 255)
+                maps = net.look(batch.to(net.device).float() / 255)
                 rows = maps.mean(dim=(2, 3)).float().cpu().numpy()
                 made = {key: row for (key, _), row in zip(rest, rows, strict=True)}
                 cache.put(made)

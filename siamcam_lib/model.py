@@ -22,6 +22,10 @@ from siamcam_lib import backbones
 from siamcam_lib.errors import ModelError
 from siamcam_lib.files import whole_file
 
+AT_ONCE = 4
+"""Images that go through a backbone together on a CPU: with more, time is lost in fetching memory,
+as much again with 64."""
+
 FORMAT = "siamcam-1"
 
 
@@ -126,6 +130,16 @@ class SiameseNet(nn.Module):
         """A, the backbone's last feature map: (B, 3, H, W) in [0, 1] → (B, K, h, w)."""
         scaled = (images - self.mean) / self.std
         return self.backbone(scaled.contiguous(memory_format=torch.channels_last))
+
+    @torch.inference_mode()
+    def look(self, images: Tensor) -> Tensor:
+        """`feature_maps` of any number of images, without gradients and a few at a time.
+
+        The network must be in evaluation mode: in training mode images of a batch depend on each
+        other.
+        """
+        few = AT_ONCE if self.device.type == "cpu" else len(images)
+        return torch.cat([self.feature_maps(part) for part in images.split(few)])
 
     def activation(self, pooled: Tensor) -> Tensor:
         """ReLU(W g + b), before any scaling to unit length: (B, K) → (B, E)."""

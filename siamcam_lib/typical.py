@@ -74,21 +74,21 @@ def typical(net: Any, images: ImageSet, *, progress: bool = True) -> Typical:
             seen = seeing.see([images.image(i) for i in batch])
             e, maps = compared(seeing, seen)
             embeddings.append(e)
-            places.append(maps.sum(dim=(2, 3)))  # Z times the mean over places
+            places.append(maps.sum(dim=(2, 3), dtype=torch.float64))  # Z times the mean over places
             bar.update(len(batch))
     mean = [torch.cat(parts).mean(dim=0) for parts in (embeddings, places)]
     return Typical(*mean, seeing.digest())
 
 
 def compared(seeing: Explainable, seen: Seen) -> tuple[Tensor, Tensor]:
-    """Embeddings (n, E) and projected maps (n, E, h, w) as they are compared, float64.
+    """Embeddings (n, E) float64 and projected maps (n, E, h, w) float32, as they are compared.
 
     Both are divided by the embedding's length where the network compares at unit length; an
     embedding of zero stays zero.
     """
-    e, maps = seen.embedding, seen.project().maps.double()
+    e, maps = seen.embedding, seen.project().maps
     length = own_length(seeing, e)
-    return e / length[:, None], maps / length[:, None, None, None]
+    return e / length[:, None], maps / length[:, None, None, None].float()
 
 
 def own_length(seeing: Explainable, e: Tensor) -> Tensor:

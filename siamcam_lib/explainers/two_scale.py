@@ -78,6 +78,6 @@ class TwoScale(Explainer):
             large = interpolate(pixels, scale_factor=self.scale, mode="bicubic").clamp(0, 1)
             _, maps = compared(pairs.seeing, pairs.seeing.look(large))
             places = maps.shape[2] * maps.shape[3]
-            far = maps * places - self.average.place[:, None, None]
-            found.append((far**2).sum(dim=1))
+            far = maps * places - self.average.place[:, None, None].float()
+            found.append((far**2).sum(dim=1).double())
         return torch.cat(found)

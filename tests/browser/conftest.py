@@ -93,8 +93,9 @@ PIXELS = """(canvas) => {
 LINKED = """<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>page</title>
 <link rel="icon" href="data:,">
-<script src="vendor/require.js"></script><script src="widgets-local.js"></script>
-<script src="vendor/html-manager/embed-amd.js" data-jupyter-widgets-cdn="about:invalid/"></script>
+<script defer src="vendor/require.js"></script>
+<script defer src="vendor/html-manager/libembed-amd.js" data-jupyter-widgets-cdn="about:invalid/">
+</script><script defer src="widgets-local.js"></script>
 <script type="application/vnd.jupyter.widget-state+json">{state}</script></head><body>{views}</body>
 </html>"""
 
@@ -131,7 +132,7 @@ class Opened:
 
     def pixels(self, k: int) -> np.ndarray:
         """The picture on canvas number k, (height, width, 4)."""
-        found = self.page.locator("canvas").nth(k).evaluate(PIXELS)
+        found = self.page.locator(".siamcam canvas").nth(k).evaluate(PIXELS)
         return np.array(found["data"], float).reshape(found["height"], found["width"], 4)
 
     def overflows(self) -> bool:

@@ -510,7 +510,7 @@ def linked_page(explorers, write_linked, tmp_path_factory) -> Path:
     return write_linked(shown, tmp_path_factory.mktemp("linked")).parent
 
 
-def check_controls(here, report, crops) -> None:
+def check_controls(here, report, ex, crops) -> None:
     """Use controls of all four, as ipywidgets shows them, and hold the views to Python."""
     page = here.page
     page.wait_for_selector(".widget-toggle-button[aria-pressed=true]")
@@ -535,7 +535,8 @@ def check_controls(here, report, crops) -> None:
     assert press("channels", "End", 2, channels=101)["channels"] == 101
     page.get_by_role("button", name="after the ReLU").click()
     page.wait_for_function("document.querySelectorAll('.siamcam')[2].__siamcam.rectified")
-    assert here.seen(2)["sides"][0]["apart"] < 1e-3
+    for side, factual in zip(here.seen(2)["sides"], ex.factual, strict=True):
+        assert close(side["full"], factual, here.seen(2)["top"]) and side["apart"] < 1e-3
     page.locator(".widget-dropdown select").select_option(index=1)
     page.wait_for_function(IMAGE, arg=1)
     press("threshold", "Home", 3, threshold=0.01)
@@ -545,12 +546,14 @@ def check_controls(here, report, crops) -> None:
     assert tuple(seen["box"]) == box(heat, 0.01, 0.01)
 
 
-def test_linked_controls_answer_without_a_kernel(opened, linked_page, serve, report, crops):
+def test_linked_controls_answer_without_a_kernel(
+    opened, linked_page, serve, report, net, couple, crops
+):
     with (
         serve(linked_page) as base,
         opened(f"{base}/page.html", base, views=len(SHOWN)) as here,
     ):
-        check_controls(here, report, crops)
+        check_controls(here, report, sc.explain(net, *couple), crops)
         here.page.set_viewport_size({"width": 360, "height": 740})
         assert not here.overflows()
 
@@ -573,7 +576,7 @@ print('heard', round(v[0].threshold, 3), v[1].margin, v[2].channels, v[3].image)
 def test_they_answer_with_a_live_kernel_which_hears(lab, report, pairs, net, couple, crops):
     data = {"report": report, "pairs": pairs, "net": net, "couple": couple, "crops": crops}
     with lab(IN_LAB, HEARD, data=data, views=len(SHOWN)) as here:
-        check_controls(here, report, crops)
+        check_controls(here, report, sc.explain(net, *couple), crops)
         cell = here.page.locator(".jp-CodeCell").nth(1)
         cell.locator(".cm-content").click()
         here.page.keyboard.press("Control+Enter")

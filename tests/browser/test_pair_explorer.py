@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -30,6 +31,7 @@ COMPARISONS = {
     "clamped": {"comparison": "clamped"},
 }
 KINDS = ("factual", "counterfactual", "shared", "self")
+TIMES = "() => Number(document.querySelector('.siamcam').dataset.drawn)"
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,49 @@ def picture_sizes(gal: Gallery, *ids: int) -> list[tuple[int, int]]:
     return [gal.image(i).size for i in ids]  # none is larger than what travels
 
 
+def check_place(here, gal: Gallery, pair, table: np.ndarray, side: int, row: int, column: int):
+    """Point at a place of one image: the other shows what `Gallery.correspondence` says of it."""
+    h, w = table.shape[:2] if side == 0 else table.shape[2:]
+    canvas = here.page.locator(".siamcam canvas").nth(side)
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    here.page.mouse.move(
+        box["x"] + box["width"] * (column + 0.5) / w,
+        box["y"] + box["height"] * (row + 0.5) / h,
+    )
+    seen = here.seen()
+    assert seen["place"] == {"side": side, "p": row * w + column}
+    answer = table[row, column] if side == 0 else table[:, :, row, column]
+    assert close(seen["answer"], answer)
+    size = picture_sizes(gal, *pair)[1 - side]
+    assert close(seen["full"][1 - side], stretch(torch.from_numpy(answer), size))
+    words = here.page.locator(".siamcam-words").inner_text()
+    best = np.unravel_index(answer.argmax(), answer.shape)
+    assert words.startswith(f"row {row + 1}, column {column + 1} of image {'AB'[side]}")
+    if answer.max() > 0:
+        assert f"most at row {best[0] + 1}, column {best[1] + 1} in" in words
+
+
+def check_pictures(here, gal: Gallery, seen: dict, opacity: float):
+    """Each canvas shows the heatmap that was computed, over the picture in grey."""
+    images = pair_explorer(gal).view.data["images"]
+    for side, k in enumerate((seen["a"], seen["b"])):
+        found = here.pixels(side)
+        url = images[k]["picture"]["url"]
+        with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as jpeg:
+            grey = np.asarray(jpeg.convert("L"), float)[:, :, None]
+        share = np.clip(np.array(seen["full"][side]) / seen["top"][side], 0, 1)
+        share = share.reshape(grey.shape)
+        colour = 255 * matplotlib.colormaps[plots.HEAT](share[:, :, 0])[:, :, :3]
+        alpha = opacity * share
+        wanted = (1 - alpha) * grey + alpha * colour
+        assert found.shape == (*grey.shape[:2], 4)
+        assert (found[:, :, 3] == 255).all()
+        # decoders of JPEG may differ by a little; a colour at the edge of two by one step
+        difference = np.abs(found[:, :, :3] - wanted)
+        assert difference.mean() < 1 and np.quantile(difference, 0.999) < 8
+
+
 @pytest.mark.parametrize("how", COMPARISONS)
 def test_scores_and_maps_are_pythons(opened, files, gal, how):
     other = compared(gal, how)
@@ -127,24 +172,7 @@ def test_a_place_is_answered_as_in_python(opened, files, gal, how):
         here.put(a=1, b=5)
         before = here.seen()
         for side, row, column in [(0, 1, 3), (1, 0, 0), (0, h - 1, w - 1), (1, 2, 1)]:
-            canvas = here.page.locator("canvas").nth(side)
-            canvas.scroll_into_view_if_needed()
-            box = canvas.bounding_box()
-            here.page.mouse.move(
-                box["x"] + box["width"] * (column + 0.5) / w,
-                box["y"] + box["height"] * (row + 0.5) / h,
-            )
-            seen = here.seen()
-            assert seen["place"] == {"side": side, "p": row * w + column}
-            answer = table[row, column] if side == 0 else table[:, :, row, column]
-            assert close(seen["answer"], answer)
-            size = picture_sizes(other, 1, 5)[1 - side]
-            assert close(seen["full"][1 - side], stretch(torch.from_numpy(answer), size))
-            words = here.page.locator(".siamcam-words").inner_text()
-            best = np.unravel_index(answer.argmax(), answer.shape)
-            assert words.startswith(f"row {row + 1}, column {column + 1} of image {'AB'[side]}")
-            if answer.max() > 0:
-                assert f"most at row {best[0] + 1}, column {best[1] + 1} in" in words
+            check_place(here, other, (1, 5), table, side, row, column)
         here.page.mouse.move(5, 5)
         after = here.seen()
         assert after["place"] is after["answer"] is None and after["top"] == before["top"]
@@ -201,22 +229,7 @@ def test_every_plain_control(alone, unit):
 def test_what_is_drawn_is_the_heatmap_over_the_grey_picture(alone, unit, opacity):
     alone.page.get_by_label("opacity").fill(str(opacity))
     seen = alone.put(a=0, b=1)
-    images = pair_explorer(unit).view.data["images"]
-    for side in range(2):
-        found = alone.pixels(side)
-        url = images[side]["picture"]["url"]
-        with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as jpeg:
-            grey = np.asarray(jpeg.convert("L"), float)[:, :, None]
-        share = np.clip(np.array(seen["full"][side]) / seen["top"][side], 0, 1)
-        share = share.reshape(grey.shape)
-        colour = 255 * matplotlib.colormaps[plots.HEAT](share[:, :, 0])[:, :, :3]
-        alpha = opacity * share
-        wanted = (1 - alpha) * grey + alpha * colour
-        assert found.shape == (*grey.shape[:2], 4)
-        assert (found[:, :, 3] == 255).all()
-        # decoders of JPEG may differ by a little; a colour at the edge of two by one step
-        difference = np.abs(found[:, :, :3] - wanted)
-        assert difference.mean() < 1 and np.quantile(difference, 0.999) < 8
+    check_pictures(alone, unit, seen, opacity)
 
 
 @pytest.mark.parametrize("pair", [(2, 2), (0, 7)])
@@ -309,40 +322,91 @@ def linked(request, opened, linked_page, serve):
             yield here
 
 
-def test_every_linked_control(linked, unit):
-    page = linked.page
-    # browsers round to a slider's steps; the gallery's own threshold is one of them
-    assert linked.seen()["threshold"] == pytest.approx(unit.threshold, rel=1e-12)
-    for label, index in [("image A", 4), ("image B", 6)]:
-        page.locator(".widget-dropdown", has_text=label).locator("select").select_option(
-            index=index
-        )
-    ex = unit.explain(4, 6)
-    seen = linked.seen()
-    assert (seen["a"], seen["b"]) == (4, 6)
-    assert seen["dissimilarity"] == pytest.approx(ex.dissimilarity, rel=1e-9)
-    for kind in KINDS[::-1]:
-        page.get_by_role("button", name=kind, exact=True).click()
-        seen = linked.seen()
-        _, full, top = expected(unit, 4, 6, kind, unit.threshold, picture_sizes(unit, 4, 6))
-        assert seen["kind"] == kind
+def check_controls(here, gal: Gallery) -> None:
+    """Use every control as ipywidgets shows it; what is drawn after each is what Python says."""
+    page = here.page
+    chosen = {"pair": (0, 1), "kind": "factual", "threshold": gal.threshold, "own": False,
+              "opacity": plots.OPACITY}  # fmt: skip
+
+    def holds(use: Callable[[], object] | None = None, **now: object) -> None:
+        """After this use of a control, which changes only this choice."""
+        drawn = page.evaluate(TIMES)
+        if use:
+            use()
+            page.wait_for_function(f"(times) => ({TIMES})() > times", arg=drawn)
+        chosen.update(now)
+        seen, (i, j), kind = here.seen(), chosen["pair"], chosen["kind"]
+        sizes = picture_sizes(gal, i, j)
+        ex, full, top = expected(gal, i, j, kind, chosen["threshold"], sizes)
+        assert (seen["a"], seen["b"], seen["kind"]) == (i, j, kind)
+        assert seen["threshold"] == pytest.approx(chosen["threshold"])
+        assert seen["decision"] == ex.decision
+        assert seen["dissimilarity"] == pytest.approx(ex.dissimilarity, rel=1e-9)
+        assert all(close(f, e) for f, e in zip(seen["raw"], ex.raw, strict=True))
         assert all(close(f, e) for f, e in zip(seen["full"], full, strict=True))
-        assert np.allclose(seen["top"], top, rtol=1e-3)
+        tops = [max(0.0, float(m.max())) for m in full] if chosen["own"] else [top, top]
+        assert np.allclose(seen["top"], tops, rtol=1e-3, atol=0)
+        check_pictures(here, gal, seen, chosen["opacity"])
+
+    def press(slider: str, key: str) -> Callable[[], None]:
+        return lambda: page.get_by_role("slider", name=slider).press(key)
+
+    def button(name: str) -> Callable[[], None]:
+        return page.get_by_role("button", name=name, exact=True).click
+
+    def select(label: str, index: int) -> Callable[[], object]:
+        menu = page.locator(".widget-dropdown", has_text=label).locator("select")
+        return lambda: menu.select_option(index=index)
+
+    holds()
+    holds(select("image A", 4), pair=(4, 1))
+    holds(select("image B", 6), pair=(4, 6))
+    thumbnail = page.get_by_role("listbox", name="image B").get_by_role("option").nth(2)
+    holds(thumbnail.click, pair=(4, 2))
+    holds(lambda: page.keyboard.press("ArrowRight"), pair=(4, 3))  # JupyterLab would change cells
+    for kind in KINDS[::-1]:
+        holds(button(kind), kind=kind)
         pressed = page.get_by_role("group", name="map").locator("[aria-pressed=true]")
         assert pressed.all_inner_texts() == [kind]
-    page.get_by_role("button", name="each its own").click()
-    seen = linked.seen()
-    assert seen["top"] == [max(0, m.max()) for m in seen["full"]]
-    threshold = page.get_by_role("slider", name="threshold")
-    slider = pair_explorer(unit).controls["threshold"]
-    for key, value, word in [("Home", slider.min, "dissimilar"), ("End", slider.max, "similar")]:
-        threshold.press(key)
-        seen = linked.seen()
-        assert seen["threshold"] == pytest.approx(value)
-        assert seen["decision"] == word
-    page.get_by_role("slider", name="opacity").press("Home")
-    red, green, blue, _ = np.moveaxis(linked.pixels(0), 2, 0)
-    assert (red == green).all() and (green == blue).all()
+    holds(button("each its own"), own=True)
+    holds(press("opacity", "Home"), opacity=0)
+    holds(press("opacity", "ArrowRight"), opacity=0.01)
+    holds(press("opacity", "End"), opacity=1)
+    holds(button("one for both"), own=False)
+    slider = pair_explorer(gal).controls["threshold"]
+    for key, value in [("Home", slider.min), ("End", slider.max)]:
+        holds(press("threshold", key), threshold=value)
+        word = "dissimilar" if key == "Home" else "similar"
+        assert here.seen()["decision"] == word
+    table = gal.correspondence(4, 3)
+    for side in range(2):
+        check_place(here, gal, (4, 3), table, side, 1, 3)
+
+
+def test_every_linked_control(linked, unit):
+    check_controls(linked, unit)
+
+
+IN_LAB = """\
+from siamcam_lib.widgets import pair_explorer
+explorer = pair_explorer(data)
+explorer
+"""
+HEARD = """\
+v = explorer.view
+print('heard', v.a, v.b, v.map, v.scale, round(v.threshold, 3), v.opacity)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_it_answers_with_a_live_kernel_which_hears(lab, unit):
+    with lab(IN_LAB, HEARD, data=unit) as here:
+        check_controls(here, unit)
+        here.page.locator(".jp-CodeCell").nth(1).locator(".cm-content").click()
+        here.page.keyboard.press("Control+Enter")
+        threshold = round(pair_explorer(unit).controls["threshold"].max, 3)
+        here.page.get_by_text(f"heard 4 3 0 0 {threshold} 1.0", exact=True).wait_for()
 
 
 def test_thumbnails_move_the_linked_menus(linked):

@@ -41,8 +41,8 @@ LOOK = """() => {
 READY = """() => {
   const drawn = [...document.querySelectorAll(".widget-subarea")].filter((w) => w.firstChild);
   const widgets = document.querySelectorAll('script[type$="widget-view+json"]');
-  const mathjax = window.MathJax?.startup?.promise;
-  return widgets.length <= drawn.length && (!mathjax || mathjax.then(() => true));
+  const all = window.formulas?.all;
+  return widgets.length <= drawn.length && (!all || all.then(() => true));
 }"""
 DRAWN = """() => [...document.querySelectorAll(".siamcam-explorer")]
   .every((e) => e.querySelector(".siamcam[data-drawn]"))"""
