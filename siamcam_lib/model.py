@@ -138,8 +138,9 @@ class SiameseNet(nn.Module):
         The network must be in evaluation mode: in training mode images of a batch depend on each
         other.
         """
-        few = AT_ONCE if self.device.type == "cpu" else len(images)
-        return torch.cat([self.feature_maps(part) for part in images.split(few)])
+        parts = -(-len(images) // AT_ONCE) if self.device.type == "cpu" else 1
+        # Even parts, none of them of a single image, which is rounded otherwise than several are.
+        return torch.cat([self.feature_maps(part) for part in images.tensor_split(parts)])
 
     def activation(self, pooled: Tensor) -> Tensor:
         """ReLU(W g + b), before any scaling to unit length: (B, K) → (B, E)."""

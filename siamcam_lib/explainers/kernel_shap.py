@@ -23,7 +23,7 @@ class KernelSHAP(LIME):
     over random orders, each with its reverse (after Castro et al. 2009,
     doi:10.1016/j.cor.2008.04.004). Each picture is looked at along its own orders; all ways to
     interleave an order of the first picture with one of the second are then averaged exactly,
-    because comparing costs next to nothing. The same error takes a fraction of the looks.
+    because comparing costs next to nothing.
 
     Args:
         segments: Superpixels a picture, about.
