@@ -54,10 +54,9 @@ def deletion(
 
     Example:
         >>> import siamcam_lib as sc
-        >>> from siamcam_lib.embedder import as_explainable
         >>> images = sc.datasets.load("scenes/flowers", n=10)
         >>> net = sc.SiameseNet("resnet18", pretrained=False, image_size=32)
-        >>> pairs = Pairs(as_explainable(net), [images.image(0)], [images.image(1)])
+        >>> pairs = Pairs(net, [images.image(0)], [images.image(1)])
         >>> curves = deletion(pairs, sc.explainers.get("shared")(pairs), steps=4)
         >>> curves.shape, area(curves).shape
         ((1, 5), (1,))
@@ -89,10 +88,9 @@ def insertion(
 
     Example:
         >>> import siamcam_lib as sc
-        >>> from siamcam_lib.embedder import as_explainable
         >>> images = sc.datasets.load("scenes/flowers", n=10)
         >>> net = sc.SiameseNet("resnet18", pretrained=False, image_size=32)
-        >>> pairs = Pairs(as_explainable(net), [images.image(0)], [images.image(1)])
+        >>> pairs = Pairs(net, [images.image(0)], [images.image(1)])
         >>> maps = sc.explainers.get("shared")(pairs)
         >>> shown, hidden = insertion(pairs, maps, steps=2), deletion(pairs, maps, steps=2)
         >>> bool(shown[0, -1] == hidden[0, 0] and shown[0, 0] == hidden[0, -1])
@@ -143,10 +141,9 @@ def selectivity(
 
     Example:
         >>> import siamcam_lib as sc
-        >>> from siamcam_lib.embedder import as_explainable
         >>> images = sc.datasets.load("scenes/flowers", n=10)
         >>> net = sc.SiameseNet("resnet18", pretrained=False, image_size=32)
-        >>> pairs = Pairs(as_explainable(net), [images.image(0)], [images.image(1)])
+        >>> pairs = Pairs(net, [images.image(0)], [images.image(1)])
         >>> curves = selectivity(pairs, sc.explainers.get("shared")(pairs), every=5)
         >>> curves.shape, area(change(curves)).shape
         ((1, 5), (1,))
@@ -205,10 +202,9 @@ def road(
 
     Example:
         >>> import siamcam_lib as sc
-        >>> from siamcam_lib.embedder import as_explainable
         >>> images = sc.datasets.load("scenes/flowers", n=10)
         >>> net = sc.SiameseNet("resnet18", pretrained=False, image_size=32)
-        >>> pairs = Pairs(as_explainable(net), [images.image(0)], [images.image(1)])
+        >>> pairs = Pairs(net, [images.image(0)], [images.image(1)])
         >>> road(pairs, sc.explainers.get("shared")(pairs), shares=(0.2, 0.5)).shape
         (1, 3)
     """
@@ -275,10 +271,9 @@ def infidelity(
 
     Example:
         >>> import siamcam_lib as sc
-        >>> from siamcam_lib.embedder import as_explainable
         >>> images = sc.datasets.load("scenes/flowers", n=10)
         >>> net = sc.SiameseNet("resnet18", pretrained=False, image_size=32)
-        >>> pairs = Pairs(as_explainable(net), [images.image(0)], [images.image(1)])
+        >>> pairs = Pairs(net, [images.image(0)], [images.image(1)])
         >>> maps = sc.explainers.get("shared")(pairs)
         >>> fair = infidelity(pairs, maps, samples=4)
         >>> bool(fair <= infidelity(pairs, maps, samples=4, scaled=False))

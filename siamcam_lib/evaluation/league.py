@@ -158,10 +158,9 @@ def league(
 
     Example:
         >>> import siamcam_lib as sc
-        >>> from siamcam_lib.embedder import as_explainable
         >>> images = sc.datasets.load("scenes/flowers", n=10)
         >>> net = sc.SiameseNet("resnet18", pretrained=False, image_size=32)
-        >>> pairs = Pairs(as_explainable(net), [images.image(0)], [images.image(1)])
+        >>> pairs = Pairs(net, [images.image(0)], [images.image(1)])
         >>> chosen = {name: MEASURES[name] for name in ("deletion", "blank")}
         >>> found = league(["shared", "random"], pairs, chosen, progress=False)
         >>> found.values.shape, sorted(set(found.summary.explainer))

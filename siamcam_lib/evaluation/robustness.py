@@ -70,10 +70,9 @@ def continuity(
 
     Example:
         >>> import siamcam_lib as sc
-        >>> from siamcam_lib.embedder import as_explainable
         >>> images = sc.datasets.load("scenes/flowers", n=10)
         >>> net = sc.SiameseNet("resnet18", pretrained=False, image_size=64)
-        >>> pairs = Pairs(as_explainable(net), [images.image(0)], [images.image(1)])
+        >>> pairs = Pairs(net, [images.image(0)], [images.image(1)])
         >>> found = continuity(sc.explainers.get("edges"), pairs, shifts=(0, 8))
         >>> bool(found.followed[0, 1] < found.still[0, 1])
         True
@@ -130,10 +129,9 @@ def max_sensitivity(
 
     Example:
         >>> import siamcam_lib as sc
-        >>> from siamcam_lib.embedder import as_explainable
         >>> images = sc.datasets.load("scenes/flowers", n=10)
         >>> net = sc.SiameseNet("resnet18", pretrained=False, image_size=64)
-        >>> pairs = Pairs(as_explainable(net), [images.image(0)], [images.image(1)])
+        >>> pairs = Pairs(net, [images.image(0)], [images.image(1)])
         >>> max_sensitivity(sc.explainers.get("edges"), pairs, samples=2).shape
         (1,)
     """
@@ -186,10 +184,9 @@ def randomised_layers(
 
     Example:
         >>> import siamcam_lib as sc
-        >>> from siamcam_lib.embedder import as_explainable
         >>> images = sc.datasets.load("scenes/flowers", n=10)
         >>> net = sc.SiameseNet("resnet18", pretrained=False, image_size=64)
-        >>> pairs = Pairs(as_explainable(net), [images.image(0)], [images.image(1)])
+        >>> pairs = Pairs(net, [images.image(0)], [images.image(1)])
         >>> randomised_layers(sc.explainers.get("edges"), pairs, stages=2)
         array([[1., 1.]])
     """

