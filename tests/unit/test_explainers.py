@@ -122,7 +122,7 @@ def ready(name: str, kind: str = "plain") -> Explainer:
     return explainer
 
 
-def close(found: Tensor, expected: Tensor, share: float = 1e-4) -> None:
+def check_close(found: Tensor, expected: Tensor, share: float = 1e-4) -> None:
     """Equal to a share of the largest value."""
     expected = torch.as_tensor(expected)
     atol = share * float(expected.abs().max())
@@ -175,12 +175,12 @@ class TestEvery:
         explainer = ready(name)
         together = explainer(looked("plain", (4, 1), (0, 1), (2, 2), (0, 3)), seed=1)
         for k, row in ((1, (0, 1)), (3, (0, 3))):
-            close(explainer(looked("plain", row), seed=1)[0], together[k])
+            check_close(explainer(looked("plain", row), seed=1)[0], together[k])
 
     def test_equal_pictures(self, name):
         for kind in ("unit", "plain"):
             [(one, two)] = ready(name, kind)(looked(kind, (2, 2)), seed=1)
-            close(one, two)
+            check_close(one, two)
 
     def test_what_torch_keeps_is_left_alone(self, name):
         explainer, pairs = ready(name), looked("resnet, not pooled", (0, 1))
@@ -206,7 +206,7 @@ class TestEvery:
         expected = explainer(looked("plain", (0, 1)), seed=1)
         for mode in (torch.no_grad, torch.inference_mode):
             with mode():
-                close(explainer(looked("plain", (0, 1)), seed=1), expected)
+                check_close(explainer(looked("plain", (0, 1)), seed=1), expected)
 
     def test_through_explain(self, name, capfd):
         seeing = network("plain")
@@ -239,7 +239,7 @@ def one_by_one(name: str) -> bool:
 @pytest.mark.parametrize("name", list(filter(one_by_one, NAMES)))
 def test_pictures_change_places_with_their_maps(name):
     maps = ready(name)(looked("unit", (0, 1), (1, 0)), seed=1)
-    close(maps[0], maps[1].flip(0))
+    check_close(maps[0], maps[1].flip(0))
 
 
 @pytest.mark.parametrize(
@@ -285,14 +285,14 @@ def test_gradient_at_every_place_is_autograds(kind):
     v = torch.cat([pairs.compared.v1, pairs.compared.v2])
     found = cams.gradients(pairs.seen, rows, v)
     for k, row in enumerate(((0, 1), (0, 2), (3, 0))):
-        close(found[[k, k + 3]], torchs(kind, row)[1])
+        check_close(found[[k, k + 3]], torchs(kind, row)[1])
 
 
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_xgradcam_behind_a_head_that_pools_is_gradcam(kind):
     pairs = looked(kind, (0, 1), (2, 3), (1, 1))
     truth = sc.explainers.get("gradcam")(pairs)
-    close(sc.explainers.get("xgradcam")(pairs), truth, 2.4e-7)
+    check_close(sc.explainers.get("xgradcam")(pairs), truth, 2.4e-7)
     assert truth[:2].any() and not truth[2].any()
 
 
@@ -301,7 +301,7 @@ def test_xgradcam_by_its_formula():
     weights = (G * A).sum(dim=(2, 3)) / A.sum(dim=(2, 3)).clamp_min(1e-12)
     truth = torch.einsum("mk,mkhw->mhw", weights, A)
     assert float(G.std(dim=(2, 3)).max()) > 0.1 * float(G.abs().max()), "places must differ"
-    close(sc.explainers.get("xgradcam")(looked("not pooled", (0, 1)))[0], truth)
+    check_close(sc.explainers.get("xgradcam")(looked("not pooled", (0, 1)))[0], truth)
 
 
 def raw(method, A: Tensor, G: Tensor) -> Tensor:
@@ -320,7 +320,7 @@ def test_layercam_is_that_of_another_library(kind):
     for score, truth in (
         ("similarity", similar), ("dissimilarity", -dissimilar), ("both", similar - dissimilar)
     ):  # fmt: skip
-        close(sc.explainers.get("layercam", score=score)(pairs)[0], truth)
+        check_close(sc.explainers.get("layercam", score=score)(pairs)[0], truth)
 
 
 def test_layercam_equals_the_whole_of_the_other_library():
@@ -349,16 +349,16 @@ def test_layercam_equals_the_whole_of_the_other_library():
 
 def test_layercam_of_both_scores_is_gradient_times_activation():
     A, G = torchs("not pooled", (0, 1))
-    close(sc.explainers.get("layercam")(looked("not pooled", (0, 1)))[0], (G * A).sum(dim=1))
+    check_close(sc.explainers.get("layercam")(looked("not pooled", (0, 1)))[0], (G * A).sum(dim=1))
     pairs = looked("plain", (0, 1))  # which behind a head that pools is Grad-CAM
-    close(sc.explainers.get("layercam")(pairs), sc.explainers.get("gradcam")(pairs))
+    check_close(sc.explainers.get("layercam")(pairs), sc.explainers.get("gradcam")(pairs))
 
 
 def test_gradcam_plus_plus_is_that_of_another_library():
     draw = torch.Generator().manual_seed(0)
     A = torch.rand(4, 5, 3, 6, generator=draw).double()
     G = 10 * torch.randn(A.shape, generator=draw).double()  # its constant of 1e-6 is nothing here
-    close(GradCAMPlusPlus().one_way(A, G), raw(OtherPlusPlus, A, G), 1e-6)
+    check_close(GradCAMPlusPlus().one_way(A, G), raw(OtherPlusPlus, A, G), 1e-6)
 
 
 def test_gradcam_plus_plus_is_its_definition():
@@ -377,7 +377,7 @@ def test_gradcam_plus_plus_is_its_definition():
     weights = (alpha.view_as(A) * G.relu()).sum(dim=(1, 2))
     assert (G > 0).flatten(1).any(dim=1).all()
     truth = torch.einsum("k,khw->hw", weights, A).relu()
-    close(GradCAMPlusPlus().one_way(A[None], G[None])[0], truth, 1e-12)
+    check_close(GradCAMPlusPlus().one_way(A[None], G[None])[0], truth, 1e-12)
 
 
 def test_gradcam_plus_plus_of_a_pair():
@@ -388,8 +388,8 @@ def test_gradcam_plus_plus_of_a_pair():
         weights = (alpha * (sign * G).relu()).sum(dim=(2, 3))
         truth.append(torch.einsum("mk,mkhw->mhw", weights, A).relu())
     pairs = looked("resnet, not pooled", (0, 1))
-    close(sc.explainers.get("gradcam_plus_plus")(pairs)[0], truth[0] - truth[1])
-    close(sc.explainers.get("gradcam_plus_plus", score="similarity")(pairs)[0], truth[0])
+    check_close(sc.explainers.get("gradcam_plus_plus")(pairs)[0], truth[0] - truth[1])
+    check_close(sc.explainers.get("gradcam_plus_plus", score="similarity")(pairs)[0], truth[0])
 
 
 @pytest.mark.parametrize("kind", ["plain", "not pooled"])
@@ -413,7 +413,7 @@ def test_scorecam_by_a_loop(kind):
         truth = sum(
             (w - v) * maps[own, k].numpy() for w, v, k in zip(*weights, chosen, strict=True)
         )
-        close(map_, torch.from_numpy(truth))
+        check_close(map_, torch.from_numpy(truth))
 
 
 def test_scorecam_takes_all_channels_where_there_are_few():
@@ -440,7 +440,7 @@ def test_point_to_point_by_a_loop(kind, squared):
         truth = np.zeros((8, 8))
         for p in np.ndindex(8, 8):
             truth[p] = max(0, max(P[own][p] @ P[other][q] for q in np.ndindex(8, 8)))
-        close(map_, torch.from_numpy(truth**2 if squared else truth))
+        check_close(map_, torch.from_numpy(truth**2 if squared else truth))
 
 
 @pytest.mark.parametrize("kind", ["unit", "not pooled"])
@@ -452,7 +452,7 @@ def test_fam_by_its_formula(kind):
     cosine = float(F.cosine_similarity(*torch.from_numpy(g), dim=0))
     assert weights.sum() == pytest.approx(cosine, rel=1e-12) and 0 < cosine < 1
     truth = (weights[:, None, None] * A).sum(axis=1)
-    close(sc.explainers.get("fam")(pairs)[0], torch.from_numpy(truth), 1e-6)
+    check_close(sc.explainers.get("fam")(pairs)[0], torch.from_numpy(truth), 1e-6)
 
 
 def test_fam_of_a_blank_feature_map_is_blank():
@@ -574,7 +574,7 @@ def test_occlusion_by_a_loop(fill):
             total[place] += loss
             times[place] += 1
         assert times.min() >= 1
-        close(map_, torch.from_numpy(total / times), 1e-3)
+        check_close(map_, torch.from_numpy(total / times), 1e-3)
 
 
 def test_a_partner_is_never_embedded_again(monkeypatch):
@@ -680,7 +680,7 @@ def test_integrated_gradients_of_a_linear_score():
     weight = seeing.module.features.weight.detach().double()
     for map_, channel, factor, pixels in ((one, 0, -0.05, 0), (two, 1, 0.1, 1)):
         slope = weight[channel].repeat(1, 4, 4) * factor / 16
-        close(map_, (slope * pairs.pixels[pixels].double()).sum(dim=0))
+        check_close(map_, (slope * pairs.pixels[pixels].double()).sum(dim=0))
 
 
 def test_integrated_gradients_of_equal_pictures_are_blank():
