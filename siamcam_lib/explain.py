@@ -173,9 +173,10 @@ def explain(
 ) -> Explanation | list[Explanation]:
     """Judge and explain a pair of images, or many pairs at once.
 
-    The network is used in evaluation mode and left as it was. Each image goes through the
-    backbone once, and the backbone is never differentiated: with a head that pools and projects
-    the maps have a closed form, any other head is differentiated alone.
+    The network is used in evaluation mode and left as it was. For the closed forms each image goes
+    through the backbone once, which is never differentiated: with a head that pools and projects
+    the maps have a closed form, any other head is differentiated alone. What other methods cost,
+    their `cost` says.
 
     Args:
         net: A trained `SiameseNet`, an `sc.Embedder`, or any other module that maps images
