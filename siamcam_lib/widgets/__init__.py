@@ -6,6 +6,7 @@ all the data it needs and does the arithmetic itself.
 
 from siamcam_lib.widgets.base import Explorer, View
 from siamcam_lib.widgets.crop import crop_explorer
+from siamcam_lib.widgets.league import league_table
 from siamcam_lib.widgets.loss import loss_explorer
 from siamcam_lib.widgets.pair import pair_explorer, to_html
 from siamcam_lib.widgets.steps import steps_explorer
@@ -15,6 +16,7 @@ __all__ = [
     "Explorer",
     "View",
     "crop_explorer",
+    "league_table",
     "loss_explorer",
     "pair_explorer",
     "steps_explorer",
