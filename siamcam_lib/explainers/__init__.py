@@ -11,12 +11,21 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Mapping
 from typing import Any
 
+from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import ExplanationError
 from siamcam_lib.explaining import Explainer, Pairs
 
-__all__ = ["Explainer", "Pairs", "get", "names"]
+__all__ = ["QUICK", "Explainer", "Pairs", "every", "get", "names"]
+
+QUICK: dict[str, Any] = {"channels": 32, "masks": 120, "samples": 60, "steps": 16, "stride": 0.2}
+"""Settings of methods that look again and again, with which they look less often: for a table on
+two cores, not for the last word. Each applies to whichever explainer has a setting of that name."""
+
+TAKEN_OVER = {"utkin": ("decoder", "explainlfs"), "two_scale": ("average", "centred")}
+"""What an explainer need not learn itself: a setting, and of which other it is the attribute."""
 
 
 def names() -> list[str]:
@@ -49,6 +58,55 @@ def get(name: str, **options: Any) -> Explainer:
         raise ExplanationError(
             f"No method is called {name!r}. {hint}Known are {', '.join(names())}."
         )
+    kind, known = _kind(name)
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        settings = ", ".join(known) or "none"
+        raise ExplanationError(
+            f"{kind.title} has no setting {unknown[0]!r}; its settings are: {settings}."
+        )
+    return kind(**options)
+
+
+def every(
+    net: Any, images: ImageSet, *, quick: bool = False, seed: int = 0, progress: bool = True
+) -> dict[str, Explainer]:
+    """All explainers by name, ready to explain pairs before `net`.
+
+    Those that must learn something are fitted; what two of them need is learnt once.
+
+    Args:
+        net: As in `sc.explain`.
+        images: Training pictures with labels, of two classes or more.
+        quick: Use the settings `QUICK`.
+        seed: Of whatever is drawn.
+        progress: Show progress.
+
+    Raises:
+        ExplanationError: as `Explainer.fit`.
+
+    Example:
+        >>> import siamcam_lib as sc
+        >>> images, net = sc.datasets.load("scenes/flowers", n=20), sc.SiameseNet(image_size=64)
+        >>> ready = every(net, images, quick=True, progress=False)
+        >>> list(ready) == names(), ready["lime"].samples
+        (True, 60)
+    """
+    ready: dict[str, Explainer] = {}
+    for name in sorted(names(), key=lambda name: name in TAKEN_OVER):
+        _, known = _kind(name)
+        options = {key: value for key, value in QUICK.items() if quick and key in known}
+        if name in TAKEN_OVER:
+            setting, other = TAKEN_OVER[name]
+            options[setting] = getattr(ready[other], setting)
+        ready[name] = get(name, **options)
+        if ready[name].needs:
+            ready[name].fit(net, images, seed=seed, progress=progress)
+    return {name: ready[name] for name in names()}
+
+
+def _kind(name: str) -> tuple[type[Explainer], Mapping[str, inspect.Parameter]]:
+    """The class of that name, and its settings."""
     module = importlib.import_module(f"{__name__}.{name}")
     [kind] = [
         value
@@ -57,11 +115,4 @@ def get(name: str, **options: Any) -> Explainer:
         and issubclass(value, Explainer)
         and value.__module__ == module.__name__
     ]
-    known = inspect.signature(kind).parameters
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        settings = ", ".join(known) or "none"
-        raise ExplanationError(
-            f"{kind.title} has no setting {unknown[0]!r}; its settings are: {settings}."
-        )
-    return kind(**options)
+    return kind, inspect.signature(kind).parameters

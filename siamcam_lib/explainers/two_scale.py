@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from siamcam_lib.datasets import ImageSet
+from siamcam_lib.embedder import as_explainable
 from siamcam_lib.explainers.centred import centred
 from siamcam_lib.explaining import Explainer, Pairs
 from siamcam_lib.perturbing import check_count
@@ -33,6 +34,7 @@ class TwoScale(Explainer):
     Args:
         scale: How many times the picture is enlarged, in both directions; the second look costs
             its square.
+        average: That of an explainer fitted on the same network; nothing is left to fit then.
 
     Example:
         >>> import siamcam_lib as sc
@@ -51,15 +53,17 @@ class TwoScale(Explainer):
         "places, not for kinds."
     )
 
-    average: Typical
-
-    def __init__(self, scale: int = 2) -> None:
+    def __init__(self, scale: int = 2, average: Typical | None = None) -> None:
         self.scale = check_count("scale", scale)
+        self.given = self.average = average
+        self.fitted = average is not None
 
     def fit(  # noqa: D102
         self, net: Any, images: ImageSet, *, seed: int = 0, progress: bool = True
     ) -> TwoScale:
-        self.average, self.fitted = typical(net, images, progress=progress), True
+        self.average = self.given or typical(net, images, progress=progress)
+        self.average.check(as_explainable(net))
+        self.fitted = True
         return self
 
     def maps(self, pairs: Pairs, *, seed: int = 0, progress: bool = False) -> Tensor:  # noqa: D102

@@ -113,3 +113,19 @@ def test_another_network_is_refused(net, images, pairs, name):
 def test_a_scale_is_a_whole_number(scale):
     with pytest.raises(ExplanationError, match="scale"):
         sc.explainers.get("two_scale", scale=scale)
+
+
+def test_every_explainer_is_made_ready_with_what_two_of_them_need_learnt_once(net, images, pairs):
+    ready = sc.explainers.every(net, images, quick=True, seed=5, progress=False)
+    assert list(ready) == sc.explainers.names()
+    assert ready["utkin"].decoder is ready["explainlfs"].decoder
+    assert ready["two_scale"].average is ready["centred"].average
+    assert ready["occlusion"].stride == sc.explainers.QUICK["stride"]
+    own = sc.explainers.get("two_scale").fit(net, images, progress=False)
+    torch.testing.assert_close(ready["two_scale"](pairs), own(pairs), rtol=0, atol=0)
+
+
+def test_an_average_of_another_network_is_refused(net, images):
+    average = typical(sc.SiameseNet("resnet18", 16, pretrained=False, image_size=SIDE), images)
+    with pytest.raises(ExplanationError, match="another network"):
+        sc.explainers.get("two_scale", average=average).fit(net, images)
