@@ -27,7 +27,7 @@ from siamcam_lib.backbones import evaluating
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import ExplanationError
-from siamcam_lib.features import backbone_digest, feature_keys
+from siamcam_lib.features import VIEWS, backbone_digest, feature_keys
 from siamcam_lib.model import SiameseNet
 from siamcam_lib.pairs import all_pairs
 
@@ -329,6 +329,9 @@ def feature_maps(
 ) -> Tensor:
     """Feature maps of all pictures: (n, K, h, w) float16 on the CPU, half the memory of float32.
 
+    Their means over space, in full precision, are kept in the user's cache of pooled features:
+    `sc.fit` and whoever else asks for those need not look again.
+
     Args:
         net: Its backbone looks.
         images: n pictures.
@@ -337,13 +340,17 @@ def feature_maps(
 
     Raises:
         ImageError: if a picture cannot be read.
+        CacheError: if the cache cannot be written.
     """
-    found = []
+    keys = feature_keys(backbone_digest(net), VIEWS[mirrored], images)
+    cache, found = FeatureCache(), []
     with evaluating(net), torch.inference_mode():
         for start in range(0, len(images), batch_size):
             batch = [images.image(i) for i in range(start, min(start + batch_size, len(images)))]
             batch = [ImageOps.mirror(picture) for picture in batch] if mirrored else batch
             maps = net.look(net.to_tensor(batch).to(net.device))
+            pooled = maps.mean(dim=(2, 3)).float().cpu().numpy()
+            cache.put(dict(zip(keys[start : start + batch_size], pooled, strict=True)))
             found.append(maps.half().cpu())
     # a copy made outside inference mode, so that it may be used where gradients are taken
     return torch.cat(found).clone()

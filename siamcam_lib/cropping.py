@@ -22,6 +22,7 @@ from siamcam_lib.datasets.imageset import Source
 from siamcam_lib.errors import DataError, ExplanationError
 from siamcam_lib.explain import stretch
 from siamcam_lib.explaining import check_closed_form, directions
+from siamcam_lib.features import Looks
 from siamcam_lib.gallery import Gallery
 from siamcam_lib.pairs import Split
 
@@ -332,10 +333,12 @@ class SplitGallery:
     sizes: tuple[tuple[int, int], ...]
 
     @classmethod
-    def embed(cls, net: Any, split: Split, *, progress: bool = False) -> SplitGallery:
-        """Look at every picture of the three parts once; `net` as in `Gallery.embed`."""
+    def embed(
+        cls, net: Any, split: Split, *, looks: Looks | None = None, progress: bool = False
+    ) -> SplitGallery:
+        """Look at every picture of the three parts once; `net`, `looks` as in `Gallery.embed`."""
         images = whole(split)
-        gallery = Gallery.embed(net, images, progress=progress)
+        gallery = Gallery.embed(net, images, looks=looks, progress=progress)
         return cls(images, parts(split), gallery, _sizes(gallery))
 
     def partners(self, k: int = 5, *, by_label: bool = False) -> np.ndarray:

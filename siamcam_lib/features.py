@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,3 +164,42 @@ def pooled_features(
             known.update(fresh)
             bar.update(len(part))
     return torch.from_numpy(np.stack([known[key] for key in keys]))
+
+
+class Looks:
+    """Feature maps of pictures, each looked at once for all networks that share a frozen backbone.
+
+    A study's networks differ in their heads alone. Whoever asks several of them about the same
+    pictures gives one `Looks` to all: what one has looked at, the others need not.
+
+    Example:
+        >>> nets = [SiameseNet("resnet18", pretrained=False, image_size=64) for _ in range(2)]
+        >>> nets[1].backbone.load_state_dict(nets[0].backbone.state_dict())
+        <All keys matched successfully>
+        >>> looks, pictures = Looks(), [Image.new("RGB", (64, 64), c) for c in ("red", "blue")]
+        >>> bool((looks(nets[0], pictures) == looks(nets[1], pictures)).all()), len(looks)
+        (True, 2)
+    """
+
+    def __init__(self) -> None:
+        self._maps: dict[str, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def __call__(self, net: SiameseNet, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """Feature maps of RGB pictures: (n, K, h, w) on the CPU; no gradients."""
+        model = backbone_digest(net)
+        keys = [f"{model}/{content_digest(picture)}" for picture in pictures]
+        new = {key: k for k, key in enumerate(keys) if key not in self._maps}
+        if new:
+            pixels = net.to_tensor([pictures[k] for k in new.values()])
+            with evaluating(net), torch.inference_mode():
+                maps = net.look(pixels.to(net.device)).cpu()
+            self._maps.update(zip(new, maps, strict=True))
+        return torch.stack([self._maps[key] for key in keys])
+
+
+def content_digest(picture: Image.Image) -> str:
+    """SHA-256 of a picture's size and pixels: equal pictures, equal digests."""
+    return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()

@@ -6,7 +6,6 @@ Taught in chapter 4 (Grad-CAM maths). An image is kept as its projected map P an
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +26,7 @@ from siamcam_lib.embedder import (
     Compared,
     Explainable,
     SiameseComparison,
+    SiameseEmbedder,
     as_explainable,
     check_threshold,
     compare_by_gradient,
@@ -34,6 +34,8 @@ from siamcam_lib.embedder import (
 from siamcam_lib.errors import GalleryError
 from siamcam_lib.explain import Explanation, check_polarity, finish
 from siamcam_lib.explaining import check_closed_form, directions
+from siamcam_lib.features import Looks, content_digest
+from siamcam_lib.heads import PooledHead, PooledSeen, Seen
 from siamcam_lib.shards import KINDS, Shards, ShardWriter, blocks, half, join, positive
 
 
@@ -96,6 +98,7 @@ class Gallery:
         *,
         layer: str | None = None,
         folder: str | Path | None = None,
+        looks: Looks | None = None,
         batch_size: int = 32,
         images_per_shard: int = 4096,
         progress: bool = True,
@@ -109,6 +112,7 @@ class Gallery:
             layer: As in `sc.explain`, for modules other than `SiameseNet`.
             folder: Write shards there while going on, and keep nothing in memory. On disk P is in
                 half precision: each value within 2⁻¹¹ of its image's largest.
+            looks: What was looked at before with the same backbone is not looked at again.
             batch_size: Images that go through the network together.
             images_per_shard: Images in a file.
             progress: Show a progress bar.
@@ -126,17 +130,17 @@ class Gallery:
         positive("batch_size", batch_size)
         positive("images_per_shard", images_per_shard)
         rows = _Held() if folder is None else ShardWriter(folder, images_per_shard)
-        places: dict[bytes, int] = {}  # a picture that comes again is not looked at again
+        places: dict[str, int] = {}  # a picture that comes again is not looked at again
         bar = tqdm(total=len(pictures), desc="gallery", unit="image", disable=not progress,
                    leave=False)  # fmt: skip
         with bar:
             for start, stop in blocks(len(pictures), batch_size):
                 batch = [pictures[i] for i in range(start, stop)]
-                keys = [_content(picture) for picture in batch]
+                keys = [content_digest(picture) for picture in batch]
                 fresh = {key: k for k, key in enumerate(keys) if key not in places}
                 if fresh:
                     looked = [batch[k] for k in fresh.values()]
-                    seen = _as_rows(seeing.see(looked).project(), looked, folder is None)
+                    seen = _as_rows(_see(seeing, looked, looks).project(), looked, folder is None)
                 order = {key: k for k, key in enumerate(fresh)}
                 parts = [
                     {kind: values[order[key] : order[key] + 1] for kind, values in seen.items()}
@@ -526,8 +530,18 @@ class _Held:
         return self._whole[kind][start:stop]
 
 
-def _content(image: Image.Image) -> bytes:
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+def _see(seeing: Explainable, images: Sequence[Image.Image], looks: Looks | None) -> Seen:
+    """Look at pictures, or take from `looks` what another head was shown."""
+    if looks is None or not isinstance(seeing, SiameseEmbedder):
+        return seeing.see(images)
+    weight, bias = (p.detach().cpu() for p in seeing.net.projection.parameters())
+    seen = PooledSeen(looks(seeing.net, images), PooledHead(weight, bias))
+    if not torch.isfinite(seen.embedding).all():
+        raise GalleryError(
+            "The network's embedding is not finite; its weights are damaged. Load or train it "
+            "again."
+        )
+    return seen
 
 
 def _as_rows(

@@ -150,7 +150,7 @@ def study(
     runs = []
     for seed in seeds:
         start = time.perf_counter()
-        parts = split(images, seed, grouped=grouped)
+        parts = _split(images, seed, grouped)
         pairs = sample(parts.test, seed)
         if prepare is not None:
             parts = prepare(parts, seed)
@@ -170,3 +170,14 @@ def study(
     if not runs:
         raise EvaluationError("A study needs at least one seed; none was given.")
     return Study(images, tuple(runs))
+
+
+_splits: dict[tuple[str, int, bool], Split] = {}
+
+
+def _split(images: ImageSet, seed: int, grouped: bool) -> Split:
+    """`sc.pairs.split`, made once in a session: of thousands of pictures it takes seconds."""
+    key = images.fingerprint(), seed, grouped
+    if key not in _splits:
+        _splits[key] = split(images, seed, grouped=grouped)
+    return _splits[key]

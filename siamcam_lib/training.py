@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from siamcam_lib.allocator import memory_kept
 from siamcam_lib.augmentation import AugmentedImages, Batches, default_augmentation
 from siamcam_lib.backbones import evaluating
 from siamcam_lib.cache import FeatureCache
@@ -418,12 +419,13 @@ def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        # Apple's GPU has neither the threshold's float64 nor the losses' pdist.
+        cuda = task.finetune and torch.cuda.is_available()
         trainer = L.Trainer(
             max_epochs=task.recipe.epochs,
-            # Apple's GPU has neither the threshold's float64 nor the losses' pdist.
-            accelerator="cuda" if task.finetune and torch.cuda.is_available() else "cpu",
+            accelerator="cuda" if cuda else "cpu",
             devices=1,
-            precision="bf16-mixed" if task.finetune else "32-true",
+            precision="bf16-mixed" if cuda else "32-true",  # a CPU's backward pass is slower in it
             callbacks=callbacks,
             plugins=[_WholeCheckpoints()],
             logger=False,
@@ -436,7 +438,8 @@ def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -
         )
         handler = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(task, ckpt_path=resume)
+            with memory_kept() if task.finetune and not cuda else nullcontext():
+                trainer.fit(task, ckpt_path=resume)
         except SystemExit as ended:  # Lightning's answer to Ctrl-C, which it then ignores for good
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, handler)

@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from siamcam_lib.datasets import ImageSet
-from siamcam_lib.embedder import Explainable, as_explainable
+from siamcam_lib.embedder import Explainable, SiameseEmbedder, as_explainable
 from siamcam_lib.errors import ExplanationError
+from siamcam_lib.features import pooled_features
 from siamcam_lib.heads import Seen
 
 AT_ONCE = 32  # pictures whose projected maps are held in memory together
@@ -47,7 +48,11 @@ class Typical:
 
 
 def typical(net: Any, images: ImageSet, *, progress: bool = True) -> Typical:
-    """Look at every picture once and average.
+    r"""Average over every picture.
+
+    Of a `SiameseNet` the pooled features :math:`g_i` are enough, and they are taken from the
+    cache where they are known: :math:`\sum_p P_i(p) = D_i W g_i`, with :math:`D_i` the active
+    units. Any other network looks at every picture once.
 
     Args:
         net: As in `sc.explain`.
@@ -56,6 +61,7 @@ def typical(net: Any, images: ImageSet, *, progress: bool = True) -> Typical:
 
     Raises:
         ExplanationError: if there is no picture, or the network cannot be explained.
+        CacheError: if the cache of features cannot be read or written.
 
     Example:
         >>> import siamcam_lib as sc
@@ -66,6 +72,30 @@ def typical(net: Any, images: ImageSet, *, progress: bool = True) -> Typical:
     seeing = as_explainable(net)
     if not len(images):
         raise ExplanationError("An average needs at least one training picture; none was given.")
+    look = _from_features if isinstance(seeing, SiameseEmbedder) else _from_looks
+    embeddings, places = look(seeing, images, progress)
+    if not torch.isfinite(embeddings).all():
+        raise ExplanationError(
+            "The network's embedding is not finite; its weights are damaged. Load or train it "
+            "again."
+        )
+    return Typical(embeddings.mean(dim=0), places.mean(dim=0), seeing.digest())
+
+
+def _from_features(
+    seeing: SiameseEmbedder, images: ImageSet, progress: bool
+) -> tuple[Tensor, Tensor]:
+    """Embeddings and sums over the places of their maps, (n, E) float64 each."""
+    pooled = pooled_features(seeing.net, images, progress=progress).double()
+    weight, bias = (p.detach().cpu().double() for p in seeing.net.projection.parameters())
+    whole = pooled @ weight.T
+    e = torch.relu(whole + bias)
+    length = own_length(seeing, e)[:, None]
+    return e / length, whole * (e > 0) / length
+
+
+def _from_looks(seeing: Explainable, images: ImageSet, progress: bool) -> tuple[Tensor, Tensor]:
+    """The same of any network."""
     embeddings, places = [], []
     bar = tqdm(total=len(images), desc="typical", unit="image", disable=not progress, leave=False)
     with bar:
@@ -76,8 +106,7 @@ def typical(net: Any, images: ImageSet, *, progress: bool = True) -> Typical:
             embeddings.append(e)
             places.append(maps.sum(dim=(2, 3), dtype=torch.float64))  # Z times the mean over places
             bar.update(len(batch))
-    mean = [torch.cat(parts).mean(dim=0) for parts in (embeddings, places)]
-    return Typical(*mean, seeing.digest())
+    return torch.cat(embeddings), torch.cat(places)
 
 
 def compared(seeing: Explainable, seen: Seen) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,10 @@ def ran(tmp_path_factory):
     (root / "book").mkdir()
     (root / "book/intro.md").write_text("# Hello")
     (root / "book/picture.svg").write_text("<svg/>")
-    show = "import os, sys, json; print(json.dumps([data, profile, seed, sys.executable]))"
+    show = (
+        "import os, sys, json; print(json.dumps([data, profile, seed, sys.executable, "
+        "os.environ.get('MALLOC_MMAP_MAX_')]))"
+    )
     notebook(root / "book/one.ipynb", show, "open('left-over.txt', 'w').write('x');")
     notebook(root / "book/two.ipynb", "print(seed)", parameters="seed = 0")
     stage = root / "_build/stage"
@@ -112,6 +115,11 @@ class TestRun:
         assert json.loads(printed(stage / "book/one.ipynb"))[:3] == ["scenes", "full", 7]
         executable = json.loads(printed(stage / "book/one.ipynb"))[3]
         assert Path(executable) == Path(sys.executable)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="settings of glibc")
+    def test_the_kernel_keeps_its_memory(self, ran):
+        _, stage, _ = ran
+        assert json.loads(printed(stage / "book/one.ipynb"))[4] == "0"
 
     def test_passes_only_what_a_chapter_declares(self, ran):
         _, stage, runs = ran

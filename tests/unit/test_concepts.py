@@ -168,6 +168,21 @@ def test_feature_maps_average_to_the_pooled_features(net, images, maps):
         np.testing.assert_allclose(seen.float().mean((2, 3)), pooled, rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_feature_maps_leave_their_pooled_features_in_the_cache(
+    net, images, tmp_path, monkeypatch, mirrored
+):
+    monkeypatch.setenv("SIAMCAM_CACHE", str(tmp_path))
+    feature_maps(net, images, mirrored=mirrored, batch_size=7)
+    view = sc.features.VIEWS[mirrored]
+    truth = sc.features.pooled_features(
+        net, images, view=view, cache=HeldFeatures(net, images, {}), progress=False
+    )
+    monkeypatch.setattr(net, "look", None)  # whoever looks again, fails
+    kept = sc.features.pooled_features(net, images, view=view, progress=False)
+    torch.testing.assert_close(kept, truth, rtol=1e-5, atol=1e-6)
+
+
 def test_share_on_a_region():
     strengths = torch.zeros(1, 2, 2, 2)
     strengths[0, 0, 0, 0] = 3.0

@@ -248,6 +248,15 @@ class TestSplitGallery:
         labels = seen.images.labels
         assert (labels[own] == labels[:, None]).all() and (labels[free] != labels[:, None]).any()
 
+    def test_two_splits_share_what_was_looked_at(self, seen):
+        looks, images = sc.features.Looks(), sc.datasets.load("scenes/flowers", n=100)
+        torch.manual_seed(0)
+        net = sc.SiameseNet(Bright(), embed_dim=4, image_size=64)
+        for seed in (1, 0):
+            again = SplitGallery.embed(net, sc.pairs.split(images, seed), looks=looks)
+        assert len(looks) == 100
+        np.testing.assert_allclose(again.gallery.embeddings, seen.gallery.embeddings, rtol=1e-5)
+
     def test_kept(self, seen):
         boxes = [Box(0, 0, 112, 56)] * 100
         assert set(seen.sizes) == {(224, 224)}

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import CacheError, DataError, SiamcamError
-from siamcam_lib.features import View, _rotated, pooled_features
+from siamcam_lib.features import Looks, View, _rotated, pooled_features
 from siamcam_lib.model import SiameseNet
 
 
@@ -393,3 +393,36 @@ class Fixed:
 
     def digest(self, item):
         return str(hash(self.picture.tobytes()))
+
+
+class TestLooks:
+    PICTURES = [images(8).image(k) for k in range(8)]
+
+    def test_they_are_the_feature_maps(self):
+        net = network()
+        truth = net.eval().look(net.to_tensor(self.PICTURES))
+        torch.testing.assert_close(Looks()(net, self.PICTURES), truth, rtol=1e-6, atol=1e-6)
+
+    def test_heads_share_them_and_each_picture_is_looked_at_once(self):
+        body, looks = Counting(), Looks()
+        one, other = network(backbone=body), network(backbone=body)
+        torch.nn.init.normal_(other.projection.weight)
+        first = looks(one, [*self.PICTURES[:5], self.PICTURES[0]])
+        again = looks(other, self.PICTURES[:6])
+        assert body.seen == len(looks) == 6
+        assert torch.equal(again[:5], first[:5]) and torch.equal(first[0], first[5])
+
+    def test_another_backbone_or_size_looks_anew(self):
+        net, looks = network(), Looks()
+        looks(net, self.PICTURES)
+        with torch.no_grad():
+            net.backbone.conv.bias.add_(1)
+        changed = looks(net, self.PICTURES)
+        torch.testing.assert_close(changed, net.eval().look(net.to_tensor(self.PICTURES)))
+        assert looks(network(48), self.PICTURES).shape[2:] == (6, 6)
+        assert len(looks) == 24
+
+    def test_gradients_may_be_taken_of_what_follows(self):
+        maps = Looks()(network(), self.PICTURES).requires_grad_(True)
+        maps.square().sum().backward()
+        torch.testing.assert_close(maps.grad, 2 * maps.detach())

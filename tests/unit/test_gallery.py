@@ -130,6 +130,37 @@ def check_near(found: np.ndarray, truth: np.ndarray, tolerance: float) -> None:
     assert np.abs(found - truth).max(initial=0) <= tolerance * scale
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_what_another_head_has_looked_at_is_not_looked_at_again(normalize, monkeypatch):
+    looks = sc.features.Looks()
+    Gallery.embed(siamese(normalize), PICTURES, looks=looks, progress=False)
+    net = siamese(normalize)
+    torch.nn.init.normal_(net.projection.weight)
+    truth = Gallery.embed(net, PICTURES, progress=False)
+    monkeypatch.setattr(net, "look", None)  # whoever looks again, fails
+    found = Gallery.embed(net, PICTURES, looks=looks, progress=False)
+    check_near(found.embeddings, truth.embeddings, 8 * EPSILON)
+    check_near(found.maps(0, N).numpy(), truth.maps(0, N).numpy(), 8 * EPSILON)
+    assert found.explain(0, 3).dissimilarity == pytest.approx(truth.explain(0, 3).dissimilarity)
+
+
+def test_a_damaged_head_is_refused_with_and_without_looks():
+    net = siamese(False)
+    net.projection.bias.data[0] = torch.nan
+    with pytest.raises(ExplanationError, match="damaged"):
+        Gallery.embed(net, PICTURES, progress=False)
+    with pytest.raises(GalleryError, match="damaged"):
+        Gallery.embed(net, PICTURES, looks=sc.features.Looks(), progress=False)
+
+
+def test_looks_are_of_no_use_to_other_modules():
+    looks = sc.features.Looks()
+    net = NETS["pooled, cosine"]()
+    found = Gallery.embed(net, PICTURES, looks=looks, progress=False)
+    check_near(found.embeddings, made("pooled, cosine").embeddings, 8 * EPSILON)
+    assert len(looks) == 0
+
+
 # --- one pair -------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -117,3 +118,24 @@ def test_refuses(images, cache, made):
 
     with pytest.raises(EvaluationError, match="none may be added or left out"):
         sc.study(images, [0], net=net, prepare=fewer, recipe=QUICK, cache=cache)
+
+
+def test_each_split_is_made_once_and_never_anothers(monkeypatch):
+    module, asked = sys.modules["siamcam_lib.study"], []
+    monkeypatch.setattr(module, "_splits", {})
+
+    def split(images, seed, *, grouped):
+        asked.append((images.name, seed, grouped))
+        return sc.pairs.split(images, seed, grouped=grouped)
+
+    monkeypatch.setattr(module, "split", split)
+    rooms = sc.datasets.load("scenes/rooms", n=200)
+    turned = replace(rooms, labels=np.roll(rooms.labels, 1))
+    kinds = [(rooms, 0, True), (rooms, 1, True), (rooms, 0, False), (turned, 0, True)]
+    found = [module._split(*kind) for kind in kinds * 2]
+    assert len(asked) == 4
+    for (images, seed, grouped), parts, again in zip(kinds, found[:4], found[4:], strict=True):
+        truth = sc.pairs.split(images, seed, grouped=grouped)
+        assert parts is again
+        assert (parts.train.items, parts.test.items) == (truth.train.items, truth.test.items)
+        np.testing.assert_array_equal(parts.train.labels, truth.train.labels)
