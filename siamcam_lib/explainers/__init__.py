@@ -20,9 +20,9 @@ from siamcam_lib.explaining import Explainer, Pairs
 
 __all__ = ["QUICK", "Explainer", "Pairs", "every", "get", "names"]
 
-QUICK: dict[str, Any] = {"channels": 32, "masks": 120, "samples": 60, "steps": 16, "stride": 0.2}
+QUICK: dict[str, Any] = {"channels": 24, "masks": 60, "samples": 40, "steps": 10, "stride": 0.2}
 """Settings of methods that look again and again, with which they look less often: for a table on
-two cores, not for the last word. Each applies to whichever explainer has a setting of that name."""
+two cores, not for the last word. Given to `every`."""
 
 TAKEN_OVER = {"utkin": ("decoder", "explainlfs"), "two_scale": ("average", "centred")}
 """What an explainer need not learn itself: a setting, and of which other it is the attribute."""
@@ -69,7 +69,12 @@ def get(name: str, **options: Any) -> Explainer:
 
 
 def every(
-    net: Any, images: ImageSet, *, quick: bool = False, seed: int = 0, progress: bool = True
+    net: Any,
+    images: ImageSet,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    progress: bool = True,
 ) -> dict[str, Explainer]:
     """All explainers by name, ready to explain pairs before `net`.
 
@@ -78,7 +83,7 @@ def every(
     Args:
         net: As in `sc.explain`.
         images: Training pictures with labels, of two classes or more.
-        quick: Use the settings `QUICK`.
+        settings: `QUICK`, or others by name; each goes to whichever explainer has it.
         seed: Of whatever is drawn.
         progress: Show progress.
 
@@ -88,14 +93,14 @@ def every(
     Example:
         >>> import siamcam_lib as sc
         >>> images, net = sc.datasets.load("scenes/flowers", n=20), sc.SiameseNet(image_size=64)
-        >>> ready = every(net, images, quick=True, progress=False)
+        >>> ready = every(net, images, QUICK, progress=False)
         >>> list(ready) == names(), ready["lime"].samples
-        (True, 60)
+        (True, 40)
     """
     ready: dict[str, Explainer] = {}
     for name in sorted(names(), key=lambda name: name in TAKEN_OVER):
         _, known = _kind(name)
-        options = {key: value for key, value in QUICK.items() if quick and key in known}
+        options = {key: value for key, value in (settings or {}).items() if key in known}
         if name in TAKEN_OVER:
             setting, other = TAKEN_OVER[name]
             options[setting] = getattr(ready[other], setting)

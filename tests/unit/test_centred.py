@@ -116,7 +116,7 @@ def test_a_scale_is_a_whole_number(scale):
 
 
 def test_every_explainer_is_made_ready_with_what_two_of_them_need_learnt_once(net, images, pairs):
-    ready = sc.explainers.every(net, images, quick=True, seed=5, progress=False)
+    ready = sc.explainers.every(net, images, sc.explainers.QUICK, seed=5, progress=False)
     assert list(ready) == sc.explainers.names()
     assert ready["utkin"].decoder is ready["explainlfs"].decoder
     assert ready["two_scale"].average is ready["centred"].average
