@@ -22,7 +22,7 @@ DIRECT = list(dict.fromkeys([*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS[
 LOCK = (ROOT / "requirements.txt").read_text("utf-8")
 # The layers of the library: a module may import its own layer and those before it.
 LAYERS = [
-    "errors files cache identity",
+    "errors files cache identity allocator",
     "datasets",
     "pairs",
     "backbones model",
