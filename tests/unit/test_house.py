@@ -40,7 +40,9 @@ LAYERS = [
     "study",
     "results",
     "plots widgets",
+    "report",
     "book",
+    "cli",
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names.split()}
 

@@ -1,0 +1,85 @@
+"""What every command does alike: errors and exit codes, one JSON object, places to write to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from siamcam_lib.errors import DataError, SiamcamError
+
+INTERRUPTED = 130
+PATH = click.Path(path_type=Path)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout.")
+SEEDS = click.IntRange(0, 2**32 - 1)  # what every generator takes
+seed = click.option("--seed", type=SEEDS, default=0, metavar="N", show_default=True,
+                    help="The same seed, the same result.")  # fmt: skip
+model = click.option("--model", type=PATH, help="What `siamcam train` wrote.")
+
+
+class Group(click.Group):
+    """Commands whose refusals are one message and exit code 1, and that end quietly on Ctrl-C."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: D102
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # whoever reads has had enough, which click knows to take
+        except (SiamcamError, OSError) as error:
+            raise click.ClickException(" ".join(readable(error).split())) from error
+        except KeyboardInterrupt:
+            click.echo("\nStopped.", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+def readable(text: Any) -> str:
+    """Text that any terminal and file takes: a file name need not be valid Unicode."""
+    return str(text).encode(errors="surrogateescape").decode(errors="replace")
+
+
+@contextlib.contextmanager
+def working() -> Iterator[bool]:
+    """Whatever the work prints goes to stderr; gives whether a person watches its progress."""
+    import matplotlib
+
+    matplotlib.use("agg")  # no window, whatever the machine
+    with contextlib.redirect_stdout(sys.stderr):
+        yield sys.stderr.isatty()
+
+
+def tell(record: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
+    """The result, for machines or for people."""
+    click.echo(json.dumps(record, indent=1, allow_nan=False) if as_json else readable(text()))
+
+
+def writable(path: Path) -> Path:
+    """`path`, if a file can be written there: found out before the work, not after it.
+
+    Raises:
+        DataError: if it is a folder, or its own folder cannot be made or written.
+    """
+    try:
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; name a file to write.")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
+            return path
+        reason = f"{above} is {'not writable' if above.is_dir() else 'a file'}"
+    except OSError as error:
+        reason = str(error)
+    raise DataError(f"{path} cannot be written ({reason}); choose another place.")
+
+
+def metrics(report: Any) -> dict[str, dict[str, float]]:
+    """The metrics of a `Report` with their intervals, as JSON takes them."""
+    limits = ("low", "high")
+    return {
+        name: {"value": value} | dict(zip(limits, report.intervals[name], strict=True))
+        for name, value in report
+    }

@@ -1,0 +1,58 @@
+"""`siamcam train`: a folder of class folders in, a calibrated network out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from siamcam_lib.cli.frame import PATH, as_json, metrics, seed, tell, working, writable
+
+EXAMPLE = "\b\nExample:\n  siamcam train photos -o model.safetensors"
+
+
+@click.command(short_help="Learn from a folder what is similar.", epilog=EXAMPLE)
+@click.argument("folder")
+@click.option("-o", "--output", type=PATH, required=True, help="Weights file, .safetensors.")
+@seed
+@click.option("--finetune", is_flag=True, help="Train the backbone too; wants a GPU.")
+@click.option("--epochs", type=click.IntRange(1), metavar="N", help="30, or 8 with --finetune.")
+@click.option("--backbone", default="efficientnet_lite0", show_default=True, help="By its name.")
+@click.option("--image-size", type=click.IntRange(32, 2048), metavar="N", default=224,
+              show_default=True, help="Side in pixels of the squares looked at.")  # fmt: skip
+@click.option("--checkpoints", type=PATH, help="Folder to resume from after an interruption.")
+@as_json
+def train(
+    folder: str, output: Path, seed: int, finetune: bool, epochs: int | None, backbone: str,
+    image_size: int, checkpoints: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Learn from FOLDER what counts as similar: two pictures of one class.
+
+    FOLDER holds one folder of pictures for each class; a name such as scenes/flowers does too. It
+    is split into training, validation and test parts; the metrics are those of the test part, each
+    with its 95 % interval.
+    """
+    writable(output)
+    with working() as watched:
+        import siamcam_lib as sc
+
+        images = sc.datasets.load(folder)
+        for note in images.notes:
+            click.echo(note, err=True)
+        parts = sc.pairs.split(images, seed)
+        net = sc.SiameseNet(backbone, image_size=image_size)
+        recipe = sc.FINETUNE if finetune else sc.FROZEN
+        recipe = replace(recipe, epochs=epochs or recipe.epochs)
+        fit = sc.fit(net, parts, seed, finetune=finetune, recipe=recipe, folder=checkpoints,
+                     progress=watched)  # fmt: skip
+        net.save(output)
+        report = sc.evaluate(net, sc.pairs.sample(parts.test, seed), seed=seed, progress=watched)
+    sizes = {name: len(getattr(parts, name)) for name in ("train", "val", "test")}
+    record = {
+        "format": "siamcam-training", "version": 1, "model": str(output), "images": images.name,
+        "digest": images.fingerprint(), "parts": sizes, "seed": seed, "finetune": finetune,
+        "epochs": len(fit.history), "resumed_at": fit.resumed_at, "seconds": fit.seconds,
+        "threshold": fit.threshold, "test_pairs": len(report.label), "metrics": metrics(report),
+    }  # fmt: skip
+    tell(record, as_json, lambda: f"{report}\n{output} written after {fit.seconds:.0f} s")

@@ -1,0 +1,402 @@
+"""The command `siamcam`: what it writes and prints is the library's, and its exit codes mean it."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from safetensors.torch import load_file
+
+import siamcam_lib as sc
+from siamcam_lib import backbones
+from siamcam_lib.cli import main
+from siamcam_lib.cli.explain import FILES
+from siamcam_lib.cli.gallery import evenly
+from siamcam_lib.cli.network import UNCALIBRATED
+
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+COMMANDS = ("explain", "train", "evaluate", "gallery", "fetch", "book")
+
+
+def siamcam(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def fine(*words: object) -> Result:
+    result = siamcam(*words)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(*words: object) -> str:
+    """What is told where the library refuses: one line on stderr, nothing on stdout."""
+    result = siamcam(*words)
+    assert (result.exit_code, result.stdout) == (1, ""), result.output
+    assert isinstance(result.exception, SystemExit)  # anything else would be a traceback
+    told = result.stderr.removesuffix("\n").splitlines()
+    assert told[-1].startswith("Error: ") and "Traceback" not in result.stderr
+    return told[-1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIAMCAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """A hundred small pictures in five class folders, one with a hostile name."""
+    folder = tmp_path_factory.mktemp("my photos")
+    images = sc.datasets.load("scenes/flowers", n=100, size=64)
+    for i in range(len(images)):
+        place = folder / images.classes[images.labels[i]]
+        place.mkdir(exist_ok=True)
+        images.image(i).save(place / f"{i}.png")
+    first = sorted(folder.glob("*/*.png"))[0]
+    first.rename(first.with_name(HOSTILE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(photos) -> list[Path]:
+    return [next(photos.glob("*/<*")), sorted(photos.glob("*/*.png"))[-1]]
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory) -> tuple[Path, dict]:
+    """A model, and what the command said of it."""
+    path = tmp_path_factory.mktemp("models") / "new" / "model.safetensors"
+    words = ("--image-size", 64, "--epochs", 2, "--seed", 1, "--json")
+    return path, json.loads(fine("train", photos, "-o", path, *words).stdout)
+
+
+@pytest.fixture
+def model(trained) -> Path:
+    return trained[0]
+
+
+def raw(found: dict) -> np.ndarray:
+    """A map as the documentation of the file says it is read."""
+    return np.frombuffer(base64.b64decode(found["data"]), "<f4").reshape(found["shape"])
+
+
+class TestHelp:
+    def test_lists_every_command(self):
+        told = fine("--help").stdout
+        assert [name for name in COMMANDS if f"  {name} " not in told] == []
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_each_has_an_example_and_json(self, command):
+        told = fine(command, "--help").stdout
+        assert f"  siamcam {command} " in told.partition("Example")[2] and "--json" in told
+
+    def test_of_a_command_needs_no_part_of_the_library(self, root):
+        # the package itself replaced by an empty one: what is left is what the commands import
+        script = (
+            "import sys, types; package = types.ModuleType('siamcam_lib');"
+            "package.__path__ = ['siamcam_lib']; sys.modules['siamcam_lib'] = package;"
+            "from siamcam_lib.cli import main; main(['train', '--help'], standalone_mode=False);"
+            "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True
+        )
+        assert "siamcam train photos" in done.stdout
+        heavy = {"torch", "numpy", "matplotlib", "PIL", "pandas", "sklearn", "tqdm"}
+        assert heavy.isdisjoint(done.stderr.split())
+
+    def test_the_script_is_this_command(self, root):
+        project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+        module, _, name = project["scripts"]["siamcam"].partition(":")
+        assert getattr(import_module(module), name) is main
+
+    @pytest.mark.slow
+    def test_the_package_runs_as_a_module(self, root):
+        command = [sys.executable, "-m", "siamcam_lib", "--version"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        assert done.stdout == f"siamcam, version {sc.__version__}\n"
+
+
+class TestExplain:
+    def test_at_once_by_the_angle_of_imagenet_features(self, pair, tmp_path):
+        result = fine("explain", *pair, "-o", tmp_path / "out")
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
+        assert "not calibrated" in result.stderr and "not calibrated" in result.stdout
+        record = json.loads((tmp_path / "out" / FILES[1]).read_text("utf-8"))
+        found = backbones.create("efficientnet_lite0")
+        pixels = np.stack([np.array(Image.open(p).resize((224, 224), Image.BICUBIC)) for p in pair])
+        scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (found.mean, found.std))
+        with torch.inference_mode():
+            e1, e2 = found.module.eval()((scaled - mean) / std).mean(dim=(2, 3)).double()
+        cosine = (e1 @ e2 / e1.norm() / e2.norm()).item()
+        assert record["dissimilarity"] == pytest.approx((1 - cosine) / 2, abs=1e-5)
+        assert record["threshold"] == UNCALIBRATED
+        assert record["model"]["file"] is None and record["model"]["calibrated"] is False
+
+    def test_the_record_is_that_of_the_library(self, pair, model, tmp_path):
+        out = tmp_path / "out"
+        told = json.loads(fine("explain", *pair, "-o", out, "--model", model, "--json").stdout)
+        record = json.loads((out / FILES[1]).read_text("utf-8"))
+        assert told == record | {"written": [str(out / name) for name in FILES]}
+        net = sc.SiameseNet.load(model)
+        ex = sc.explain(net, *pair)
+        assert record["dissimilarity"] == pytest.approx(ex.dissimilarity, abs=1e-9)
+        assert (record["threshold"], record["decision"]) == (net.threshold, ex.decision)
+        assert (record["format"], record["version"]) == ("siamcam-explanation", 1)
+        assert record["model"]["calibrated"] is True
+        for k, side in enumerate("ab"):
+            assert np.abs(raw(record["raw"][side]) - ex.raw[k]).max() <= 1e-6 * np.abs(ex.raw).max()
+            about = record["images"][side]
+            assert about["file"] == str(pair[k]) and (about["width"], about["height"]) == (64, 64)
+            assert about["sha256"] == hashlib.sha256(pair[k].read_bytes()).hexdigest()
+
+    @pytest.mark.parametrize("method", ["gradcam", "shared"])
+    def test_picture_and_page(self, pair, model, tmp_path, method):
+        fine("explain", *pair, "-o", tmp_path, "--model", model, "--method", method)
+        with Image.open(tmp_path / FILES[0]) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 300
+        page = (tmp_path / FILES[2]).read_text("utf-8")
+        assert "&lt;img src=x onerror=alert(1)&gt;.png" in page and "<img src=x" not in page
+        assert str(pair[0].parent) not in page, "a page that is sent on tells no folders"
+        assert ("<script" in page) == (method == "gradcam")
+
+    def test_a_name_that_is_no_unicode(self, pair, model, tmp_path):
+        odd = tmp_path / os.fsdecode(b"\xff.png")
+        try:
+            shutil.copy(pair[0], odd)
+        except OSError:
+            pytest.skip("this file system takes Unicode names only")
+        for method in ("gradcam", "shared"):
+            words = ("--model", model, "--method", method, "--json")
+            told = json.loads(fine("explain", odd, pair[1], "-o", tmp_path, *words).stdout)
+            assert told["images"]["a"]["file"] == str(odd)
+            assert "�.png" in (tmp_path / FILES[2]).read_text("utf-8")
+
+
+class TestTrain:
+    def test_the_record_is_that_of_the_library(self, trained, photos):
+        path, told = trained
+        net = sc.SiameseNet.load(path)
+        assert net.threshold == told["threshold"] and net.image_size == 64
+        parts = sc.pairs.split(sc.datasets.load(photos), 1)
+        assert told["parts"] == {name: len(getattr(parts, name)) for name in told["parts"]}
+        report = sc.evaluate(net, sc.pairs.sample(parts.test, 1), seed=1, progress=False)
+        assert {name: m["value"] for name, m in told["metrics"].items()} == dict(report)
+        assert {name: (m["low"], m["high"]) for name, m in told["metrics"].items()} == (
+            report.intervals
+        )
+
+    def test_the_same_seed_gives_the_same_network(self, trained, photos, tmp_path):
+        words = ("--image-size", 64, "--epochs", 2, "--seed", 1)
+        result = fine("train", photos, "-o", tmp_path / "again.safetensors", *words)
+        first, again = (load_file(p) for p in (trained[0], tmp_path / "again.safetensors"))
+        assert set(first) == set(again) and all(torch.equal(first[k], again[k]) for k in first)
+        assert "accuracy" in result.stdout and "[" in result.stdout
+
+    def test_too_few_pictures_are_told_before_any_training(self, pair, tmp_path):
+        for name in "xy":
+            (tmp_path / "few" / name).mkdir(parents=True)
+            for k in range(2):
+                shutil.copy(pair[k], tmp_path / "few" / name / f"{k}.png")
+        assert "groups" in refused("train", tmp_path / "few", "-o", tmp_path / "m.safetensors")
+        assert not (tmp_path / "m.safetensors").exists()
+
+
+class TestEvaluate:
+    def test_page_and_record(self, photos, model, tmp_path):
+        page = tmp_path / "new" / "report.html"
+        words = ("--model", model, "-o", page)
+        told = json.loads(fine("evaluate", photos, *words, "--json").stdout)
+        images, net = sc.datasets.load(photos), sc.SiameseNet.load(model)
+        report = sc.evaluate(net, sc.pairs.sample(images, 0), progress=False)
+        assert {name: m["value"] for name, m in told["metrics"].items()} == dict(report)
+        assert (told["page"], told["model"]) == (str(page), str(model))
+        text = page.read_text("utf-8")
+        assert "<h1>Report on my photos" in text and "<img src=x" not in text
+        said = fine("evaluate", photos, *words).stdout
+        assert str(report) in said
+        for check in told["checks"]:
+            assert (check["advice"] in said) == check["fires"]
+
+
+class TestGallery:
+    def test_page(self, photos, model, tmp_path):
+        page = tmp_path / "explorer.html"
+        words = ("--model", model, "-o", page, "--most", 12, "--json")
+        told = json.loads(fine("gallery", photos, *words).stdout)
+        assert (told["shown"], told["of"], told["calibrated"]) == (12, 100, True)
+        assert "<script" in page.read_text("utf-8") and "<img" not in page.read_text("utf-8")
+
+    def test_without_a_model_it_says_so(self, photos, tmp_path):
+        result = fine("gallery", photos, "-o", tmp_path / "explorer.html", "--most", 5)
+        assert "not calibrated" in result.stderr and "shows 5 of 100" in result.stdout
+
+    @pytest.mark.parametrize("most", [2, 5, 23, 1000])
+    def test_takes_evenly_from_the_classes(self, most):
+        images = sc.datasets.load("scenes/flowers", n=100)
+        images = images.subset(np.flatnonzero((images.labels != 0) | (np.arange(100) < 10)))
+        chosen = evenly(images, most, seed=0)
+        counts = np.bincount(images.labels[chosen], minlength=5)
+        every = np.bincount(images.labels, minlength=5)
+        assert len(set(chosen)) == min(most, len(images)) and chosen == sorted(chosen)
+        left = counts[counts < every]  # classes that have more to give
+        assert not len(left) or left.max() - left.min() <= 1
+        assert chosen == evenly(images, most, seed=0)
+
+
+class TestFetchAndBook:
+    def test_fetch_hands_on(self, monkeypatch, tmp_path):
+        asked = []
+
+        def fetch(name, **options):
+            print("loading")
+            asked.append((name, options["home"]))
+            return tmp_path / name
+
+        monkeypatch.setattr(sc.datasets, "fetch", fetch)
+        result = fine("fetch", "flowers", "--home", tmp_path, "--json")
+        assert json.loads(result.stdout) == {"name": "flowers", "folder": str(tmp_path / "flowers")}
+        assert asked == [("flowers", tmp_path)] and "loading" in result.stderr
+
+    def test_book_hands_on(self, monkeypatch, tmp_path):
+        asked = []
+        book = import_module("siamcam_lib.book.__main__")
+        monkeypatch.setattr(book, "run_chapters", lambda *a, **k: asked.append((a, k)))
+        monkeypatch.setattr(book, "build", lambda *a: asked.append(a))
+        words = ("--root", tmp_path, "--data", "--odd", "--profile", "full", "--seed", 3)
+        fine("book", *words)
+        (places, options), built = asked
+        assert places == (tmp_path, tmp_path / "_build" / "stage")
+        assert (options["data"], options["profile"], options["seed"]) == ("--odd", "full", 3)
+        assert built[2] == tmp_path / "_build" / "html"
+
+    def test_a_folder_without_a_book(self, tmp_path):
+        result = siamcam("book", "--root", tmp_path)
+        assert (result.exit_code, result.stdout) == (1, "") and "_toc.yml" in result.stderr
+
+
+class TestRefusals:
+    def test_pictures(self, pair, photos, tmp_path):
+        (tmp_path / "text.jpg").write_text("no picture")
+        out = tmp_path / "out"
+        for bad, why in (
+            (tmp_path / "missing.jpg", "There is no file"),
+            (tmp_path / "text.jpg", "not an image"),
+            (photos, "is a folder"),
+        ):
+            assert why in refused("explain", bad, pair[1], "-o", out)
+            assert why in refused("explain", pair[0], bad, "-o", out, "--json")
+        assert not out.exists()
+
+    @pytest.mark.parametrize("command", ["train", "evaluate", "gallery"])
+    def test_folders(self, command, pair, model, tmp_path):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "loose").mkdir()
+        shutil.copy(pair[0], tmp_path / "loose")
+        (tmp_path / "one" / "class").mkdir(parents=True)
+        (tmp_path / "broken" / "x").mkdir(parents=True)
+        (tmp_path / "broken" / "y").mkdir(parents=True)
+        (tmp_path / "broken" / "x" / "1.png").write_bytes(pair[0].read_bytes()[:200])
+        words = ["-o", tmp_path / "out", *([] if command == "train" else ["--model", model])]
+        for name, why in (
+            ("missing", "There is no folder"),
+            ("empty", "is empty"),
+            ("loose", "no class folders"),
+            ("one", "only one class"),
+            ("broken", "cannot be read"),
+        ):
+            assert why in refused(command, tmp_path / name, *words)
+        assert "is a file" in refused(command, pair[0], *words)
+        assert not (tmp_path / "out").exists()
+
+    def test_models(self, pair, photos, tmp_path):
+        (tmp_path / "text").write_text("no model")
+        (tmp_path / "pickle").write_bytes(pickle.dumps({"a": 1}))
+        for name in ("text", "pickle", "missing"):
+            words = ("--model", tmp_path / name, "-o", tmp_path / "out")
+            refused("explain", *pair, *words)
+            refused("evaluate", photos, *words)
+            refused("gallery", photos, *words)
+        assert not (tmp_path / "out").exists()
+
+    def test_methods(self, pair, model, tmp_path):
+        words = ("-o", tmp_path / "out", "--model", model, "--method")
+        assert "Did you mean 'gradcam'" in refused("explain", *pair, *words, "gradcm")
+        assert "learns from" in refused("explain", *pair, *words, "centred")
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("command", ["train", "evaluate", "gallery"])
+    def test_places_that_cannot_be_written(self, command, photos, model, tmp_path, monkeypatch):
+        # told before any work: not even the pictures are looked at
+        monkeypatch.setattr(sc.datasets, "load", lambda *_: pytest.fail("the work has begun"))
+        (tmp_path / "file").write_text("in the way")
+        words = [] if command == "train" else ["--model", model]
+        for place, why in (
+            (tmp_path, "is a folder"),
+            (tmp_path / "file" / "deep" / "out", "is a file"),
+            (tmp_path / ("long" * 100), "too long"),
+        ):
+            assert why in refused(command, photos, "-o", place, *words)
+
+    def test_an_explanation_that_cannot_be_written(self, pair, tmp_path):
+        assert "is a file" in refused("explain", *pair, "-o", pair[0])
+        (tmp_path / FILES[2]).mkdir()
+        assert "is a folder" in refused("explain", *pair, "-o", tmp_path)
+
+    def test_a_disk_that_is_full(self, monkeypatch):
+        def full(*_, **__):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(sc.datasets, "fetch", full)
+        assert "No space left" in refused("fetch", "flowers")
+
+    def test_unknown_sets(self):
+        assert "Known are" in refused("fetch", "nothing")
+        assert "Known are" in refused("train", "nothing", "-o", "out")
+
+
+class TestOtherExitCodes:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["nonsense"],
+            ["explain", "a.jpg"],
+            ["explain", "a.jpg", "b.jpg"],
+            ["train", "photos", "-o", "m", "--seed", "-1"],
+            ["train", "photos", "-o", "m", "--epochs", "0"],
+            ["evaluate", "photos", "-o", "r.html"],
+            ["gallery", "photos", "-o", "e.html", "--most", "1"],
+            ["book", "--profile", "slow"],
+        ],
+    )
+    def test_wrong_usage_is_2(self, words):
+        result = siamcam(*words)
+        assert (result.exit_code, result.stdout) == (2, "") and "Usage:" in result.stderr
+
+    def test_ctrl_c_is_130(self, photos, tmp_path, monkeypatch):
+        def stopped(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(sc, "fit", stopped)
+        words = ("train", photos, "-o", tmp_path / "m.safetensors", "--image-size", 64)
+        result = siamcam(*words)
+        assert (result.exit_code, result.stdout) == (130, "") and "Stopped" in result.stderr
+        assert not (tmp_path / "m.safetensors").exists()
