@@ -13,33 +13,71 @@ Example:
     True
 """
 
-from siamcam_lib import (
-    cropping,
-    datasets,
-    errors,
-    evaluation,
-    explainers,
-    gradcam,
-    losses,
-    pairs,
-    plots,
-    results,
-    widgets,
-)
-from siamcam_lib.embedder import Embedder
-from siamcam_lib.evaluation import Report, evaluate
-from siamcam_lib.explain import Explanation, explain
-from siamcam_lib.features import View
-from siamcam_lib.gallery import Gallery
-from siamcam_lib.model import SiameseNet
-from siamcam_lib.study import Study, study
-from siamcam_lib.training import FINETUNE, FROZEN, Fit, Recipe, fit
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from siamcam_lib import (
+        cropping,
+        datasets,
+        errors,
+        evaluation,
+        explainers,
+        features,
+        gradcam,
+        losses,
+        pairs,
+        plots,
+        results,
+        widgets,
+    )
+    from siamcam_lib.embedder import Embedder
+    from siamcam_lib.evaluation import Report, evaluate
+    from siamcam_lib.explanation import Explanation, explain
+    from siamcam_lib.features import View
+    from siamcam_lib.gallery import Gallery
+    from siamcam_lib.model import SiameseNet
+    from siamcam_lib.report import Audit, audit
+    from siamcam_lib.studies import Study, study
+    from siamcam_lib.training import FINETUNE, FROZEN, Fit, Recipe, fit
 
 __version__ = "0.1.0"
+
+HOMES = {
+    "embedder": ["Embedder"],
+    "evaluation": ["Report", "evaluate"],
+    "explanation": ["Explanation", "explain"],
+    "features": ["View"],
+    "gallery": ["Gallery"],
+    "model": ["SiameseNet"],
+    "report": ["Audit", "audit"],
+    "studies": ["Study", "study"],
+    "training": ["FINETUNE", "FROZEN", "Fit", "Recipe", "fit"],
+}
+"""Where names come from. Nothing is imported before it is asked for: torch and its kin take
+seconds, and ``siamcam --help`` needs none of them."""
+
+
+def __getattr__(name: str) -> Any:
+    home = next((module for module, names in HOMES.items() if name in names), name)
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{home}")
+    found = module if home == name else getattr(module, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "FINETUNE",
     "FROZEN",
+    "Audit",
     "Embedder",
     "Explanation",
     "Fit",
@@ -49,6 +87,7 @@ __all__ = [
     "SiameseNet",
     "Study",
     "View",
+    "audit",
     "cropping",
     "datasets",
     "errors",
@@ -56,6 +95,7 @@ __all__ = [
     "evaluation",
     "explain",
     "explainers",
+    "features",
     "fit",
     "gradcam",
     "losses",

@@ -20,8 +20,8 @@ from siamcam_lib import gradcam
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.datasets.imageset import Source
 from siamcam_lib.errors import DataError, ExplanationError
-from siamcam_lib.explain import stretch
 from siamcam_lib.explaining import check_closed_form, directions
+from siamcam_lib.explanation import stretch
 from siamcam_lib.features import Looks
 from siamcam_lib.gallery import Gallery
 from siamcam_lib.pairs import Split

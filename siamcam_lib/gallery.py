@@ -32,8 +32,8 @@ from siamcam_lib.embedder import (
     compare_by_gradient,
 )
 from siamcam_lib.errors import GalleryError
-from siamcam_lib.explain import Explanation, check_polarity, finish
 from siamcam_lib.explaining import check_closed_form, directions
+from siamcam_lib.explanation import Explanation, check_polarity, finish
 from siamcam_lib.features import Looks, content_digest
 from siamcam_lib.heads import PooledHead, PooledSeen, Seen
 from siamcam_lib.shards import KINDS, Shards, ShardWriter, blocks, half, join, positive

@@ -17,7 +17,7 @@ from PIL import Image
 
 from siamcam_lib.errors import DataError
 from siamcam_lib.evaluation import Report
-from siamcam_lib.explain import Explanation
+from siamcam_lib.explanation import Explanation
 from siamcam_lib.pairs import PairSet
 from siamcam_lib.training import Fit
 

@@ -19,7 +19,7 @@ import pandas as pd
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import EvaluationError
 from siamcam_lib.evaluation import Estimate
-from siamcam_lib.study import Study
+from siamcam_lib.studies import Study
 
 KEPT = "siamcam_results"
 """Where an output's metadata hold the records of the table it shows."""

@@ -15,8 +15,6 @@ import nbformat
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-from siamcam_lib import allocator
-
 KERNEL = "siamcam-book"
 
 
@@ -76,7 +74,6 @@ def _write_kernel(scratch: Path) -> None:
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": "Python 3 (ipykernel)",
         "language": "python",
-        "env": allocator.ENVIRONMENT,  # a tenth of a chapter's time goes into clearing memory
     }
     (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
 

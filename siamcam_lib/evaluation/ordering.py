@@ -15,7 +15,7 @@ ROUNDING = 1e-6  # values that differ by less, relative to the map's largest, ar
 
 
 def stretched(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Many maps at another size: bilinear, before any ReLU, as `siamcam_lib.explain.stretch`.
+    """Many maps at another size: bilinear, before any ReLU, as `siamcam_lib.explanation.stretch`.
 
     Args:
         maps: (..., h, w).

@@ -18,7 +18,7 @@ from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.embedder import as_explainable
 from siamcam_lib.evaluation import Estimate, Report, blank, energy, evaluate, mean_interval
-from siamcam_lib.explain import Explanation, stretch
+from siamcam_lib.explanation import Explanation, stretch
 from siamcam_lib.gallery import Gallery
 from siamcam_lib.model import SiameseNet
 from siamcam_lib.pairs import PairSet, sample

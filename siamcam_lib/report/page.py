@@ -20,7 +20,7 @@ from PIL import Image
 from siamcam_lib import plots
 from siamcam_lib.errors import EvaluationError
 from siamcam_lib.evaluation import Report
-from siamcam_lib.explain import Explanation, stretch
+from siamcam_lib.explanation import Explanation, stretch
 from siamcam_lib.files import whole_file
 from siamcam_lib.results import COLUMNS
 from siamcam_lib.widgets.base import picture

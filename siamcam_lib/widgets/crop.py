@@ -21,7 +21,7 @@ from siamcam_lib.cropping import box
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.datasets.images import as_image
 from siamcam_lib.errors import DataError, ExplanationError
-from siamcam_lib.explain import stretch
+from siamcam_lib.explanation import stretch
 from siamcam_lib.plots import OPACITY, SIMILAR, WIDTH, overlay
 from siamcam_lib.widgets.base import (
     STATE_LIMIT,

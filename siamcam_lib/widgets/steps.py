@@ -16,7 +16,7 @@ import traitlets
 from siamcam_lib.datasets.images import as_image
 from siamcam_lib.embedder import as_explainable
 from siamcam_lib.errors import ExplanationError
-from siamcam_lib.explain import explain
+from siamcam_lib.explanation import explain
 from siamcam_lib.plots import OPACITY
 from siamcam_lib.widgets.base import (
     STATE_LIMIT,

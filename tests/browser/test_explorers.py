@@ -17,7 +17,7 @@ import siamcam_lib as sc
 from siamcam_lib.cropping import box
 from siamcam_lib.embedder import as_explainable
 from siamcam_lib.evaluation import metrics
-from siamcam_lib.explain import stretch
+from siamcam_lib.explanation import stretch
 from siamcam_lib.losses import contrastive
 from siamcam_lib.plots import OPACITY
 from siamcam_lib.widgets import (

@@ -16,7 +16,7 @@ from PIL import Image
 
 import siamcam_lib as sc
 from siamcam_lib import plots
-from siamcam_lib.explain import stretch
+from siamcam_lib.explanation import stretch
 from siamcam_lib.gallery import Gallery
 from siamcam_lib.widgets import pair_explorer
 

@@ -166,7 +166,7 @@ def test_relu_comes_after_stretching():
     """[1, −1] over four pixels: 1, ½, −½, −1. Cut first, it would be 1, ¾, ¼, 0."""
     from importlib import import_module
 
-    stretch = import_module("siamcam_lib.explain").stretch
+    stretch = import_module("siamcam_lib.explanation").stretch
     full = stretch(torch.tensor([[1.0, -1.0]]), (4, 2))
     np.testing.assert_allclose(full, [[1, 0.5, -0.5, -1]] * 2)
 

@@ -26,8 +26,8 @@ from siamcam_lib.evaluation import (
     selectivity,
 )
 from siamcam_lib.evaluation import faithfulness as measures
-from siamcam_lib.explain import stretch
 from siamcam_lib.explaining import Pairs
+from siamcam_lib.explanation import stretch
 
 SIDE, CORNER = 24, 12
 CURVES = {

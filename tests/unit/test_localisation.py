@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 from siamcam_lib.errors import EvaluationError
 from siamcam_lib.evaluation import average_precision, blank, energy, pointing
 from siamcam_lib.evaluation.ordering import ranks, rounded, stretched
-from siamcam_lib.explain import stretch
+from siamcam_lib.explanation import stretch
 
 MEASURES = [energy, pointing, average_precision]
 

@@ -37,8 +37,8 @@ import siamcam_lib as sc
 from siamcam_lib import gradcam
 from siamcam_lib.backbones import IMAGENET_MEAN, IMAGENET_STD
 from siamcam_lib.embedder import SiameseEmbedder
-from siamcam_lib.explain import stretch
 from siamcam_lib.explaining import CLOSED_FORMS, directions
+from siamcam_lib.explanation import stretch
 from siamcam_lib.heads import PooledHead, PooledSeen, TracedSeen
 
 EPSILON = float(np.finfo(np.float64).eps)

@@ -15,7 +15,7 @@ import siamcam_lib as sc
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.errors import EvaluationError
 from siamcam_lib.evaluation import Estimate
-from siamcam_lib.explain import finish
+from siamcam_lib.explanation import finish
 from siamcam_lib.report import (
     ClassPair,
     Evidence,

@@ -121,7 +121,7 @@ def test_refuses(images, cache, made):
 
 
 def test_each_split_is_made_once_and_never_anothers(monkeypatch):
-    module, asked = sys.modules["siamcam_lib.study"], []
+    module, asked = sys.modules["siamcam_lib.studies"], []
     monkeypatch.setattr(module, "_splits", {})
 
     def split(images, seed, *, grouped):
