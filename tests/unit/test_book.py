@@ -431,7 +431,11 @@ class TestFailure:
         notebook(root / "stuck.ipynb", hang)
         notebook(root / "later.ipynb", hang.replace("pid'", "pid2'"))
         command = [sys.executable, "-m", "siamcam_lib.book", "--root", str(root)]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True,
+            # a shell makes what it starts in the background deaf to Ctrl-C, and its children too
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         for _ in range(1800):
             if pid.exists() and pid.read_text():
                 break

@@ -264,7 +264,8 @@ def test_float32_is_float64_but_for_rounding(name):
 def test_a_pretrained_backbone_by_name():
     """The book's own backbone as an ordinary module: what `SiameseNet` says, and captum."""
     captum = pytest.importorskip("captum.attr")
-    net = sc.SiameseNet(image_size=64).eval()
+    torch.manual_seed(0)  # of the projection
+    net = sc.SiameseNet(image_size=64).double().eval()
 
     class Plain(nn.Module):
         def __init__(self) -> None:
@@ -285,12 +286,11 @@ def test_a_pretrained_backbone_by_name():
     by_module, by_net = sc.explain(seeing, *PAIR), sc.explain(net, *PAIR)
     assert by_module.dissimilarity == pytest.approx(by_net.dissimilarity, rel=1e-6)
     batch = (net.to_tensor(PAIR) - net.mean) / net.std
-    batch = batch.contiguous(memory_format=torch.channels_last)  # rounded as the network's own
     found = captum.LayerGradCam(PairScore(plain, judged), plain.backbone).attribute(batch, target=0)
     for i in (0, 1):
         scale = np.abs(by_net.raw[i]).max()
-        np.testing.assert_allclose(by_module.raw[i], by_net.raw[i], rtol=0, atol=1e-5 * scale)
-        np.testing.assert_allclose(by_net.raw[i], -found[i, 0].detach(), rtol=0, atol=1e-5 * scale)
+        np.testing.assert_allclose(by_module.raw[i], by_net.raw[i], rtol=0, atol=1e-6 * scale)
+        np.testing.assert_allclose(by_net.raw[i], -found[i, 0].detach(), rtol=0, atol=1e-6 * scale)
 
 
 def test_a_residual_network_by_the_name_of_its_layer():
