@@ -42,10 +42,22 @@ def test_freed_memory_stays_inside_and_goes_back_afterwards():
 
 
 def test_elsewhere_it_does_nothing(monkeypatch):
+    asked = []
     monkeypatch.setattr(allocator.sys, "platform", "win32")
-    monkeypatch.setattr(allocator.ctypes, "CDLL", None)  # would fail if it were called
+    monkeypatch.setattr(allocator.ctypes, "CDLL", asked.append)
     with allocator.memory_kept():
         pass
+    assert asked == []
+
+
+def test_a_process_that_was_started_so_is_left_alone(monkeypatch):
+    set_ = []
+    monkeypatch.setattr(allocator, "_set", lambda libc, parameters: set_.append(parameters))
+    for name, value in allocator.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with allocator.memory_kept():
+        pass
+    assert set_ == []
 
 
 def test_what_goes_wrong_inside_is_not_hidden():

@@ -41,8 +41,10 @@ def test_pooled_features_and_looks_give_the_same(net, images):
 
 def test_known_features_are_not_computed_again(net, images, monkeypatch):
     sc.features.pooled_features(net, images, progress=False)
-    monkeypatch.setattr(net, "look", None)  # whoever looks again, fails
-    typical(net, images, progress=False)
+    looked = []
+    monkeypatch.setattr(net, "look", looked.append)
+    found = typical(net, images, progress=False)
+    assert found.embedding.shape == (net.config["embed_dim"],) and looked == []
 
 
 def test_a_damaged_network_is_refused(net, images):
