@@ -11,9 +11,12 @@ import tomllib
 from graphlib import TopologicalSorter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
+
+import siamcam_lib
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -220,3 +223,13 @@ def test_ci_runs_the_tests_and_points_them_at_the_photographs():
     subprocess.run(["bash", "-n", str(ROOT / ".ci/run")], check=True)
     assert "SIAMCAM_DATA" in script and "../shared/data" in script
     assert script.rstrip().endswith("make test"), "pytest's closing lines come last"
+
+
+def test_every_public_name_is_found_when_it_is_asked_for():
+    homes = [name for names in siamcam_lib.HOMES.values() for name in names]
+    assert len(homes) == len(set(homes)) and set(homes) <= set(siamcam_lib.__all__)
+    for name in siamcam_lib.__all__:
+        found = getattr(siamcam_lib, name)
+        assert isinstance(found, ModuleType) is (name not in homes), name
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = siamcam_lib.nothing
