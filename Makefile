@@ -5,6 +5,12 @@
 DATA    ?= auto
 PROFILE ?= quick
 SEED    ?= 0
+# As they were given: neither make nor the shell looks for anything to run in them.
+override DATA    := $(value DATA)
+override PROFILE := $(value PROFILE)
+override SEED    := $(value SEED)
+override ONLY    := $(value ONLY)
+export DATA PROFILE SEED ONLY
 # TORCH_BACKEND=cpu takes PyTorch's CPU build, some 5 GB less, where its index can be reached; the
 # choice is remembered, and TORCH_BACKEND=default takes it back.
 TORCH_BACKEND ?= $(firstword $(patsubst .venv/.ready-%,%,$(wildcard .venv/.ready-*)) default)
@@ -33,11 +39,11 @@ help: ## this list
 	@echo "  TORCH_BACKEND=cpu  PYTHON=python3.12"
 
 book: $(READY) ## run every chapter that changed, build the site, say where it is
-	@$(PY) -m siamcam_lib.book --data "$(DATA)" --profile "$(PROFILE)" --seed "$(SEED)" \
-	  $(if $(ONLY),--only "$(ONLY)") $(if $(FRESH),--fresh)
+	@$(PY) -m siamcam_lib.book --data "$$DATA" --profile "$$PROFILE" --seed "$$SEED" \
+	  $(if $(ONLY),--only "$$ONLY") $(if $(FRESH),--fresh)
 
 results: $(READY) ## compute every number of the results page anew (PROFILE=full: fine-tuned, for hours)
-	@$(PY) -m siamcam_lib.book --data "$(DATA)" --profile "$(PROFILE)" --seed "$(SEED)" --results
+	@$(PY) -m siamcam_lib.book --data "$$DATA" --profile "$$PROFILE" --seed "$$SEED" --results
 
 test: lint ## lint, unit tests, doctests, all chapters, the site in a browser
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --doctest-modules tests/unit siamcam_lib $(PYTEST)

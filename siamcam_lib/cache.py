@@ -46,14 +46,28 @@ class FeatureCache:
             ) from error
 
     def get(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
-        """Those of `keys` that are known, with their float32 vectors."""
+        """Those of `keys` that are known, with their float32 vectors.
+
+        Raises:
+            CacheError: if the file cannot be read or is damaged.
+        """
         with self._open() as connection:
             query = "SELECT value FROM features WHERE key = ?"
             rows = ((key, connection.execute(query, (key,)).fetchone()) for key in keys)
-            return {key: np.frombuffer(row[0], np.float32) for key, row in rows if row}
+            return {key: _vector(row[0]) for key, row in rows if row}
 
     def put(self, vectors: dict[str, np.ndarray]) -> None:
-        """Store float32 vectors, all or none."""
+        """Store float32 vectors, all or none.
+
+        Raises:
+            CacheError: if the file cannot be written.
+        """
         rows = [(key, np.ascontiguousarray(v, np.float32).tobytes()) for key, v in vectors.items()]
         with self._open() as connection:
             connection.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", rows)
+
+
+def _vector(value: object) -> np.ndarray:
+    if not isinstance(value, bytes) or len(value) % 4:
+        raise sqlite3.DatabaseError("a row holds no vector")
+    return np.frombuffer(value, np.float32)

@@ -149,7 +149,8 @@ class Decoder(nn.Module):
                 raise ValueError(f"sizes {shape}")
             decoder = cls(embed_dim, hidden, **config)
             decoder.load_state_dict(tensors)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError,
+                RuntimeError) as error:  # fmt: skip
             raise ExplanationError(
                 f"{path} is no file written by Decoder.save ({error}); train a decoder again."
             ) from error

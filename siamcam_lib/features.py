@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from siamcam_lib.backbones import evaluating
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import ImageSet
-from siamcam_lib.errors import DataError
-from siamcam_lib.identity import identity
+from siamcam_lib.errors import CacheError, DataError
+from siamcam_lib.identity import identity, workings
 from siamcam_lib.model import SiameseNet
 
 VIEWS = ("plain", "mirrored")
@@ -65,10 +65,16 @@ class View:
 
 
 def backbone_digest(net: SiameseNet) -> str:
-    """SHA-256 of everything the features depend on besides the image: weights, size, scaling."""
+    """SHA-256 of everything the features depend on besides the image: weights, size, scaling.
+
+    Of a backbone of one's own also what it does with its weights: its parts, their settings and the
+    code of their ``forward``.
+    """
     total = hashlib.sha256(f"{net.config['backbone']} {net.image_size}".encode())
+    if net.config["backbone"] == "custom":
+        total.update(json.dumps(workings(net.backbone)).encode())
     for tensor in (net.mean, net.std, *net.backbone.state_dict().values()):
-        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
 
 
@@ -163,6 +169,11 @@ def pooled_features(
                 fresh.update(made)
             known.update(fresh)
             bar.update(len(part))
+    if any(row.shape != (net.projection.in_features,) for row in known.values()):
+        raise CacheError(
+            f"The feature cache {cache.path} holds vectors of other lengths than this network's; "
+            "it is damaged: delete it."
+        )
     return torch.from_numpy(np.stack([known[key] for key in keys]))
 
 

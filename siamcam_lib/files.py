@@ -1,12 +1,14 @@
-"""Writing files so that they appear whole or not at all, and naming the cache folder.
+"""Writing files so that they appear whole or not at all; the cache folder; names as they are shown.
 
-Used by everything that saves: weights, features, explanations, downloads.
+Used by everything that saves: weights, features, explanations, downloads, pages.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +25,7 @@ def cache_home() -> Path:
         CacheError: if the folder cannot be made or written.
     """
     home = Path(os.environ.get("SIAMCAM_CACHE") or platformdirs.user_cache_dir("siamcam"))
+    home = expanded(home)
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -37,11 +40,42 @@ def cache_home() -> Path:
     return home
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """`path` with ``~`` as the home folder; a ``~`` that nobody's home answers to stays a name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def shown(text: object) -> str:
+    r"""Text of any origin, a file's name say, as terminals and pages can show it.
+
+    What is no Unicode, moves a terminal's cursor or turns the direction of the text around it
+    becomes �.
+
+    Example:
+        >>> shown("caf\xe9 \x1b[2J\u202egpj.exe")
+        'café �[2J�gpj.exe'
+    """
+    return "".join("�" if _hostile(c) else c for c in str(text))
+
+
+def _hostile(character: str) -> bool:
+    if unicodedata.category(character) in ("Cc", "Cs"):  # controls, and halves of no character
+        return character not in "\n\t"
+    return character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it takes `path`'s place in one step.
 
-    If the block raises, or the process dies, `path` is as it was before.
+    If the block raises, or the process dies, `path` is as it was before; of a process that was
+    killed, a hidden ``.*.part`` may be left beside it, which nothing reads.
+
+    Raises:
+        OSError: if the folder cannot be made or written, or `path` is no name for a file.
 
     Example:
         >>> import tempfile; folder = Path(tempfile.mkdtemp())
@@ -51,8 +85,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         'whole'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # the beginning of the name only: file systems take 255 bytes
+        handle, name = tempfile.mkstemp(".part", f".{path.name[:50]}.", path.parent)
+    except ValueError as error:  # a null byte, say
+        raise OSError(errno.EINVAL, f"{error}: {str(path)!r}") from error
     os.close(handle)
     temporary = Path(name)
     try:

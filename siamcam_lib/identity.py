@@ -57,6 +57,12 @@ def identity(value: Any, inside: tuple[int, ...] = ()) -> Any:
     return {_name(value): of(_parts(value))}
 
 
+def workings(module: torch.nn.Module) -> Any:
+    """What a module does with its weights, as JSON: its parts, their settings, their code."""
+    code = [identity(type(part).forward) for part in module.modules()]
+    return [_ADDRESS.sub("", repr(module)), code]
+
+
 def _parts(value: Any) -> Any:
     """What an object consists of, as far as it can be had, in simpler things."""
     attributes = getattr(value, "__dict__", {})

@@ -18,6 +18,7 @@ from PIL import Image
 from siamcam_lib.errors import DataError
 from siamcam_lib.evaluation import Report
 from siamcam_lib.explanation import Explanation
+from siamcam_lib.files import shown
 from siamcam_lib.pairs import PairSet
 from siamcam_lib.training import Fit
 
@@ -71,7 +72,7 @@ def pictures(
         if position < len(images):
             axis.imshow(images[position])
             if titles:
-                axis.set_title(titles[position], fontsize=9)
+                axis.set_title(shown(titles[position]), fontsize=9, parse_math=False)
     return figure
 
 
@@ -96,7 +97,8 @@ def pairs(chosen: PairSet, positions: Sequence[int], scores: np.ndarray | None =
         for axis, index in zip(axes[:, column], (chosen.a[k], chosen.b[k]), strict=True):
             axis.imshow(chosen.images.image(int(index)))
             axis.set(xticks=[], yticks=[])
-            axis.set_xlabel(names[chosen.images.labels[index]], fontsize=9)
+            name = shown(names[chosen.images.labels[index]])
+            axis.set_xlabel(name, fontsize=9, parse_math=False)
             axis.spines[:].set(visible=True, color=(SIMILAR, DISSIMILAR)[label], linewidth=2)
         axes[0, column].set_title(title, fontsize=9, color=(SIMILAR, DISSIMILAR)[label])
     return figure

@@ -150,7 +150,7 @@ def read(notebook: Path | str) -> list[Record]:
         outputs = [output for cell in cells for output in cell.get("outputs", ())]
         found = [row for output in outputs for row in output.get("metadata", {}).get(KEPT, ())]
         return [_record(row) for row in found]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EvaluationError(
             f"No records can be read from {path} ({type(error).__name__}: {error}); run the "
             "chapter again."

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from siamcam_lib.book.run import ChapterRun, page_names, recorded_runs
+from siamcam_lib.book.run import ChapterRun, page_names, recorded_runs, writing
 from siamcam_lib.book.vendor import vendor
 from siamcam_lib.errors import BookError
 
@@ -36,21 +36,27 @@ def build(root: Path | str, stage: Path | str, out: Path | str | None = None) ->
         The first page of the site.
 
     Raises:
-        BookError: Nothing was staged, the scripts of the pages cannot be had, or Sphinx found
-            something to warn of; the message has its warnings.
+        BookError: Nothing was staged, the scripts of the pages cannot be had, Sphinx found
+            something to warn of (the message has its warnings), or the site cannot be written.
     """
     root, stage = Path(root).resolve(), Path(stage).resolve()
     out = Path(out).resolve() if out else root / "_build" / "html"
     runs, names = recorded_runs(stage), page_names(stage)
-    vendor(stage / "book" / "_static" / "vendor")
-    work = out.with_name(f".{out.name}-in-work")
-    shutil.rmtree(work, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _render(stage, work, out.with_name(f"{out.name}.log"))
-    _write_front_door(stage, work / "_build" / "html", names[0])
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(work / "_build" / "html", out)
-    shutil.rmtree(work, ignore_errors=True)
+    with writing(stage):
+        vendor(stage / "book" / "_static" / "vendor")
+    work, old = (out.with_name(f".{out.name}-{state}") for state in ("in-work", "old"))
+    with writing(out):
+        shutil.rmtree(work, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _render(stage, work, out.with_name(f"{out.name}.log"))
+        _write_front_door(stage, work / "_build" / "html", names[0])
+        # two renamings: at no moment is a half site in its place
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            os.replace(out, old)
+        os.replace(work / "_build" / "html", out)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     first = out / "index.html"
     print(table(runs))
     if missing := [name for name in names if name not in {run.name for run in runs}]:

@@ -63,5 +63,5 @@ def _listing(folder: Path, suffixes: tuple[str, ...] | None, content: Any) -> st
     total = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if suffixes is None or path.suffix in suffixes:
-            total.update(f"{path.relative_to(folder)}\0".encode() + content(path) + b"\0")
+            total.update(os.fsencode(path.relative_to(folder)) + b"\0" + content(path) + b"\0")
     return total.hexdigest()

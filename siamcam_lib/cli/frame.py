@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from siamcam_lib.errors import DataError, SiamcamError
+from siamcam_lib.files import shown as readable
 
 INTERRUPTED = 130
 PATH = click.Path(path_type=Path)
@@ -36,11 +37,6 @@ class Group(click.Group):
         except KeyboardInterrupt:
             click.echo("\nStopped.", err=True)
             ctx.exit(INTERRUPTED)
-
-
-def readable(text: Any) -> str:
-    """Text that any terminal and file takes: a file name need not be valid Unicode."""
-    return str(text).encode(errors="surrogateescape").decode(errors="replace")
 
 
 @contextlib.contextmanager

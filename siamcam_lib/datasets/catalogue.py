@@ -25,6 +25,7 @@ from siamcam_lib.datasets import scenes
 from siamcam_lib.datasets.folders import load_folder
 from siamcam_lib.datasets.imageset import ImageSet
 from siamcam_lib.errors import DataError, DataNotFoundError
+from siamcam_lib.files import expanded
 
 VARIABLE = "SIAMCAM_DATA"
 """Environment variable that names the folder of the real sets."""
@@ -175,10 +176,10 @@ def data_home() -> Path:
     """
     chosen = os.environ.get(VARIABLE)
     if chosen:
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     # The same folder as files.cache_home, which would make it: to look is not to write.
     cache_folder = os.environ.get("SIAMCAM_CACHE") or platformdirs.user_cache_dir("siamcam")
-    return Path(cache_folder).expanduser() / "data"
+    return expanded(cache_folder) / "data"
 
 
 def photo_set(name: str) -> PhotoSet:
@@ -431,7 +432,7 @@ def _unknown(what: str, name: object, known: tuple[str, ...]) -> DataError:
 
 def _exists(name: str) -> bool:
     try:
-        return bool(name) and Path(name).expanduser().exists()
+        return bool(name) and expanded(name).exists()
     except (OSError, ValueError):
         return False
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -34,6 +35,7 @@ from urllib3.util import Retry
 from siamcam_lib.datasets import catalogue
 from siamcam_lib.datasets.catalogue import PhotoSet, UpstreamFile
 from siamcam_lib.errors import CacheError, DownloadError
+from siamcam_lib.files import expanded
 
 ARCHIVE_URL = "https://codeload.github.com/{repository}/zip/{commit}"
 
@@ -44,6 +46,7 @@ _BACKOFF = 0.5  # seconds; doubled with each try
 _TIMEOUT = (15, 60)  # seconds to connect, and between two bytes
 _CHUNK = 1 << 16
 _MOST_BYTES = 4 << 30  # the archive is a tenth of this; a server that never ends is cut off here
+_MOST_AT_ONCE = 16 << 20  # read of an archive; its table of contents takes a tenth of this
 _PASSING = (429, 500, 502, 503, 504)
 
 
@@ -80,7 +83,7 @@ def fetch(
         CacheError: The home cannot be written, or the disk is full.
     """
     known = catalogue.photo_set(name)
-    home = Path(home if home is not None else catalogue.data_home()).expanduser().absolute()
+    home = expanded(home if home is not None else catalogue.data_home()).absolute()
     target = home / name
     if catalogue.available(name, home=home):
         return target
@@ -233,7 +236,7 @@ def _transfer(session: requests.Session, url: str, part: Path, progress: bool) -
         etag = response.headers.get("ETag", "")
         if response.status_code == 206:
             span = re.fullmatch(
-                r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "")
+                r"bytes (\d{1,18})-\d+/(\d+|\*)", response.headers.get("Content-Range", "")
             )
             if span is None or int(span[1]) != begin or etag != known["etag"]:
                 _forget(part)
@@ -286,8 +289,9 @@ def _read_state(part: Path, url: str) -> dict:
     """What was noted of the server's file when `part` was begun; empty if that is of no use."""
     try:
         state = json.loads(_state_file(part).read_text())
-        return state if state["url"] == url and {"etag", "total"} <= set(state) else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        sound = isinstance(etag := state["etag"], str) and etag.isascii() and etag.isprintable()
+        return state if sound and state["url"] == url and "total" in state else {}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
@@ -308,7 +312,7 @@ def _size(path: Path) -> int:
 
 
 def _whole_number(text: str | None) -> int | None:
-    return int(text) if text and text.isdecimal() else None
+    return int(text) if text and text.isdecimal() and len(text) < 19 else None
 
 
 # --- the archive --------------------------------------------------------------------------------
@@ -345,15 +349,28 @@ def _unpack(known: PhotoSet, archive: Path, target: Path, progress: bool) -> Non
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _open_archive(archive: Path) -> zipfile.ZipFile:
+@contextlib.contextmanager
+def _open_archive(archive: Path) -> Iterator[zipfile.ZipFile]:
     faults = (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OverflowError)
-    try:
-        return zipfile.ZipFile(archive)
-    except faults as error:
-        raise DownloadError(
-            f"The archive {archive} is cut short or damaged ({error}). Run the same command "
-            "again to download it anew."
-        ) from error
+    with _Bounded(archive.open("rb", buffering=0)) as file:
+        try:
+            contents = zipfile.ZipFile(file)
+        except faults as error:
+            raise DownloadError(
+                f"The archive {archive} is cut short or damaged ({error}). Run the same command "
+                "again to download it anew."
+            ) from error
+        with contents:
+            yield contents
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which not much is read at once: a table of millions of names fills the memory."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > _MOST_AT_ONCE:
+            raise zipfile.BadZipFile(f"its table of contents is said to have {size:,} bytes")
+        return super().read(size)
 
 
 def _members(contents: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInfo]:
@@ -364,7 +381,8 @@ def _members(contents: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipI
         for name in (member.filename, member.orig_filename):
             parts = PurePosixPath(name.replace("\\", "/")).parts
             if (
-                ".." in parts
+                not parts
+                or ".." in parts
                 or "\0" in name
                 or name.startswith(("/", "\\"))
                 or (PureWindowsPath(name).drive)
@@ -373,10 +391,10 @@ def _members(contents: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipI
                     f"The archive {archive} holds {name!r}, which leads out of its folder, so "
                     "nothing of it is unpacked. It is not the authors' archive: check the address."
                 )
-        if stat.S_ISLNK(member.external_attr >> 16):
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise DownloadError(
-                f"The archive {archive} holds the link {member.filename!r}, so nothing of it is "
-                "unpacked. It is not the authors' archive: check the address."
+                f"The archive {archive} holds the link or device {member.filename!r}, so nothing "
+                "of it is unpacked. It is not the authors' archive: check the address."
             )
         if member.is_dir():
             continue
@@ -395,6 +413,12 @@ def _extract(
     contents: zipfile.ZipFile, member: zipfile.ZipInfo, file: UpstreamFile, path: Path
 ) -> None:
     """Write one file, unless it is not, byte for byte, the one in the manifest."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # other ways may ask for gigabytes before the first byte comes out
+        raise DownloadError(
+            f"{file.path} is packed in a way that the authors' archive is not. Run the same "
+            "command again to download it anew."
+        )
     if member.file_size != file.size:
         raise DownloadError(
             f"{file.path} has {member.file_size:,} bytes in the archive, {file.size:,} in the "

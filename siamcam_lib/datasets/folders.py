@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from siamcam_lib.datasets import images as _images
 from siamcam_lib.datasets.imageset import ImageSet
 from siamcam_lib.errors import DataError, DataNotFoundError, ImageError
+from siamcam_lib.files import expanded
 
 # What unpackers and file managers leave behind; nobody means a class by it.
 _LITTER = frozenset({"__MACOSX", "__pycache__", "$RECYCLE.BIN", "System Volume Information"})
@@ -188,12 +189,12 @@ def load_folder(
 
 
 def _root(path: str | os.PathLike[str]) -> Path:
-    root = Path(path).expanduser()
     try:
+        root = expanded(path)
         if root.is_dir():
             return root
         missing = not root.exists()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"The folder {path} cannot be looked at: {error}.") from error
     if missing:
         raise DataNotFoundError(

@@ -27,8 +27,9 @@ MAX_PIXELS = 100_000_000
 """Largest picture that is decoded, in pixels: about 300 MB once it is RGB."""
 
 # Formats that hold no raster of their own. EPS hands the file to Ghostscript, so a picture of
-# unknown origin would be run as a program; the others are stubs that identify but cannot decode.
-_NOT_RASTER = frozenset({"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"})
+# unknown origin would be run as a program; IPTC holds a picture of any format, EPS too, and of any
+# size; the others are stubs that identify but cannot decode.
+_NOT_RASTER = frozenset({"EPS", "IPTC", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"})
 
 
 @cache
@@ -347,7 +348,14 @@ def _from_tensor(tensor: Any, torch: Any, max_pixels: int) -> Image.Image:
         values = values.permute(1, 2, 0)
     # NumPy has no bfloat16.
     values = values.float() if values.dtype == torch.bfloat16 else values
-    return _from_array(values.cpu().numpy(), "tensor", max_pixels)
+    try:
+        array = values.cpu().numpy()
+    except (TypeError, RuntimeError) as error:  # a sparse one, or one without content, say
+        raise ImageError(
+            f"A tensor of {tensor.dtype}, {tensor.layout} on {tensor.device} cannot be read; "
+            "expected a dense one of uint8 or floats."
+        ) from error
+    return _from_array(array, "tensor", max_pixels)
 
 
 def _from_array(array: np.ndarray, kind: str, max_pixels: int) -> Image.Image:

@@ -21,7 +21,7 @@ from siamcam_lib import plots
 from siamcam_lib.errors import EvaluationError
 from siamcam_lib.evaluation import Report
 from siamcam_lib.explanation import Explanation, stretch
-from siamcam_lib.files import whole_file
+from siamcam_lib.files import shown, whole_file
 from siamcam_lib.results import COLUMNS
 from siamcam_lib.widgets.base import picture
 
@@ -263,9 +263,4 @@ def _average(rests: Evidence) -> str:
 
 
 def _name(text: str) -> str:
-    return escape(_readable(text))
-
-
-def _readable(text: str) -> str:
-    """A file name need not be valid Unicode; a page must be."""
-    return text.encode(errors="surrogateescape").decode(errors="replace")
+    return escape(shown(text))

@@ -24,7 +24,7 @@ import traitlets
 from PIL import Image
 
 from siamcam_lib.errors import GalleryError
-from siamcam_lib.files import whole_file
+from siamcam_lib.files import shown, whole_file
 from siamcam_lib.plots import HEAT
 
 STATE_LIMIT = 2_900_000
@@ -205,7 +205,7 @@ def _page(explorer: Explorer, title: str) -> str:
     controls = [_plain(trait, control) for trait, control in explorer.controls.items()]
     state = json.dumps({"traits": traits, "controls": controls}, ensure_ascii=True)
     return _PAGE.format(
-        title=html.escape(title),
+        title=html.escape(shown(title)),
         style=view._css,
         state=state.replace("<", "\\u003c"),  # no name may close the script element
         script=view._esm + source("standalone.js"),

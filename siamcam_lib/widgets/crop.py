@@ -22,6 +22,7 @@ from siamcam_lib.datasets import ImageSet
 from siamcam_lib.datasets.images import as_image
 from siamcam_lib.errors import DataError, ExplanationError
 from siamcam_lib.explanation import stretch
+from siamcam_lib.files import shown
 from siamcam_lib.plots import OPACITY, SIMILAR, WIDTH, overlay
 from siamcam_lib.widgets.base import (
     STATE_LIMIT,
@@ -132,7 +133,7 @@ def _image(images: ImageSet | Sequence[Any], k: int) -> Image.Image:
 
 def _names(images: ImageSet | Sequence[Any], names: Sequence[str] | None) -> list[str]:
     if names is not None:
-        return [str(name) for name in names]
+        return [shown(name) for name in names]
     if isinstance(images, ImageSet):
         return [f"{images.classes[label]} {k}" for k, label in enumerate(images.labels)]
     return [f"image {k}" for k in range(len(images))]

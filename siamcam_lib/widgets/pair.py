@@ -16,6 +16,7 @@ import traitlets
 
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import GalleryError
+from siamcam_lib.files import shown
 from siamcam_lib.gallery import Gallery
 from siamcam_lib.plots import OPACITY
 from siamcam_lib.widgets.base import (
@@ -167,11 +168,11 @@ def _names(gallery: Gallery, names: Sequence[str] | None) -> list[str]:
                 f"{len(names)} names were given for a gallery of {len(gallery)} images; give one "
                 "for each image of the gallery, or none."
             )
-        return [str(name) for name in names]
+        return [shown(name) for name in names]
     images = _images(gallery)
     if images is None:
         return [f"image {i}" for i in range(len(gallery))]
-    return [f"{images.classes[label]} {i}" for i, label in enumerate(images.labels)]
+    return [shown(f"{images.classes[label]} {i}") for i, label in enumerate(images.labels)]
 
 
 def _image(gallery: Gallery, i: int, name: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import traitlets
 from siamcam_lib import plots
 from siamcam_lib.errors import EvaluationError
 from siamcam_lib.evaluation import Report
+from siamcam_lib.files import shown
 from siamcam_lib.pairs import PairSet
 from siamcam_lib.widgets.base import (
     STATE_LIMIT,
@@ -112,7 +113,7 @@ def _candidates(score: np.ndarray, pairs: PairSet) -> dict[str, Any]:
         ],
         "pictures": {
             int(i): picture(images.image(int(i)), SIDE)
-            | {"name": images.classes[images.labels[i]]}
+            | {"name": shown(images.classes[images.labels[i]])}
             for i in np.unique([pairs.a[chosen], pairs.b[chosen]])
         },
     }  # fmt: skip

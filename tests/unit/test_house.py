@@ -25,7 +25,7 @@ DIRECT = list(dict.fromkeys([*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS[
 LOCK = (ROOT / "requirements.txt").read_text("utf-8")
 # The layers of the library: a module may import its own layer and those before it.
 LAYERS = [
-    "errors files cache identity allocator",
+    "errors files cache identity allocator processes",
     "datasets",
     "pairs",
     "backbones model",
@@ -38,7 +38,7 @@ LAYERS = [
     "explaining cams decoder typical",
     "explainers",
     "explanation",
-    "shards gallery",
+    "shards looking embedding neighbours gallery",
     "evaluation cropping concepts hiding",
     "studies",
     "results",
@@ -193,8 +193,18 @@ class TestMakefile:
             assert f"make {target} " in told
 
     def test_data_and_profile_reach_the_runner(self):
-        told = self.make("--dry-run", "book", "DATA=my photos", "PROFILE=full", "SEED=3")
-        assert '--data "my photos" --profile "full" --seed "3"' in told
+        told = self.make(
+            "book", "READY=", "PY=printf [%s]", "DATA=my photos", "PROFILE=full", "SEED=3"
+        )
+        assert told == "[-m][siamcam_lib.book][--data][my photos][--profile][full][--seed][3]"
+
+    @pytest.mark.parametrize(
+        "given", ["a`id`b", 'a"; id; "b', "a$(shell id)b", "a$$(id)b", "a'b\\"]
+    )
+    def test_nothing_in_them_is_run(self, given):
+        told = self.make("book", "READY=", "PY=printf [%s]", f"DATA={given}", f"ONLY={given}")
+        assert f"[--data][{given}][--profile]" in told
+        assert told.endswith(f"[--only][{given}]")
 
     def test_the_lab_listens_on_this_machine_only(self):
         assert "--ip=127.0.0.1" in self.make("--dry-run", "lab")
