@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import explorer, gallery, pair
+from benchmarks import collection, explorer, gallery, pair
 
 OUT = Path(__file__).parent / "out"
 
@@ -19,12 +19,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--images", type=int, default=512, help="images whose pairs are explained")
     parser.add_argument("--on-disk", type=int, default=100_000, help="images of the stored gallery")
-    parser.add_argument("--only", choices=("pair", "gallery", "explorer"))
+    parser.add_argument("--pictures", type=int, default=320, help="JPEG files that are looked at")
+    parser.add_argument("--vectors", type=int, default=1_000_000, help="searched among")
+    parser.add_argument("--only", choices=("pair", "gallery", "collection", "explorer"))
     chosen = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     tables = {
         "pair": lambda: pair.table(chosen.rounds),
         "gallery": lambda: gallery.table(chosen.images, chosen.on_disk, chosen.rounds),
+        "collection": lambda: collection.table(chosen.pictures, chosen.vectors, 5),
         "explorer": lambda: explorer.table(chosen.rounds),
     }
     for name, make in tables.items():

@@ -22,10 +22,11 @@ EMBED, SIDE = 256, 7
 
 OPENED = """
 import json, sys, time
-import psutil, siamcam_lib as sc
+import psutil
+from siamcam_lib import Gallery
 process = psutil.Process()
 before, start = process.memory_info().rss, time.perf_counter()
-gallery = sc.Gallery.open(sys.argv[1])
+gallery = Gallery.open(sys.argv[1])
 ex = gallery.explain(7, len(gallery) - 8)
 print(json.dumps([time.perf_counter() - start, (process.memory_info().rss - before) / 2**20]))
 """

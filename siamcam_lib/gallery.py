@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from siamcam_lib import gradcam
+from siamcam_lib.allocator import memory_kept
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.datasets.images import as_image
 from siamcam_lib.embedder import (
@@ -26,7 +27,6 @@ from siamcam_lib.embedder import (
     Compared,
     Explainable,
     SiameseComparison,
-    SiameseEmbedder,
     as_explainable,
     check_threshold,
     compare_by_gradient,
@@ -34,9 +34,11 @@ from siamcam_lib.embedder import (
 from siamcam_lib.errors import GalleryError
 from siamcam_lib.explaining import check_closed_form, directions
 from siamcam_lib.explanation import Explanation, check_polarity, finish
-from siamcam_lib.features import Looks, content_digest
-from siamcam_lib.heads import PooledHead, PooledSeen, Seen
-from siamcam_lib.shards import KINDS, Shards, ShardWriter, blocks, half, join, positive
+from siamcam_lib.features import Looks
+from siamcam_lib.looking import Pictures as _Pictures
+from siamcam_lib.looking import decoded, look, repeated
+from siamcam_lib.neighbours import Index
+from siamcam_lib.shards import KINDS, Shards, ShardWriter, blocks, half, positive, with_keys
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Gallery:
         folder: str | Path | None = None,
         looks: Looks | None = None,
         batch_size: int = 32,
-        images_per_shard: int = 4096,
+        images_per_shard: int = 1024,
         progress: bool = True,
         **options: Any,
     ) -> Gallery:
@@ -110,16 +112,22 @@ class Gallery:
             net: As in `sc.explain`.
             images: An `ImageSet`, or a sequence of paths, pictures, arrays or tensors.
             layer: As in `sc.explain`, for modules other than `SiameseNet`.
-            folder: Write shards there while going on, and keep nothing in memory. On disk P is in
-                half precision: each value within 2⁻¹¹ of its image's largest.
-            looks: What was looked at before with the same backbone is not looked at again.
+            folder: Write shards there while going on, and keep nothing in memory but 32 bytes an
+                image. On disk P is in half precision: each value within 2⁻¹¹ of its image's
+                largest. A second call with the same arguments takes up an interrupted one: it
+                looks at the images of those shards that are missing, or that hold a picture that
+                has changed since, and at no others. Processes started together, by `torchrun` or
+                `srun`, share the shards: see `siamcam_lib.embedding`.
+            looks: What was looked at before with the same backbone is not looked at again; for
+                galleries in memory.
             batch_size: Images that go through the network together.
-            images_per_shard: Images in a file.
+            images_per_shard: Images in a file: what an interruption costs at most.
             progress: Show a progress bar.
             options: As in `sc.explain`.
 
         Raises:
-            GalleryError: if there is no image, or the folder cannot be written or holds a gallery.
+            GalleryError: if there is no image, or the folder cannot be written or holds a gallery
+                of another network, of other images or of other settings.
             ExplanationError: if the network cannot be explained.
             ImageError: if an image cannot be read.
         """
@@ -129,35 +137,34 @@ class Gallery:
             raise GalleryError("A gallery needs at least one image; none was given.")
         positive("batch_size", batch_size)
         positive("images_per_shard", images_per_shard)
-        rows = _Held() if folder is None else ShardWriter(folder, images_per_shard)
-        places: dict[str, int] = {}  # a picture that comes again is not looked at again
+        if folder is not None:
+            if looks is not None:
+                raise GalleryError(
+                    "Looks are kept in memory, so they serve galleries in memory; leave out looks "
+                    "or folder."
+                )
+            from siamcam_lib import embedding  # Lightning: loaded by whoever writes a gallery
+
+            embedding.embed(
+                folder, seeing, pictures,
+                batch_size=batch_size, images_per_shard=images_per_shard, progress=progress,
+            )  # fmt: skip
+            rows: _Held | Shards = Shards(folder)
+            return cls(rows, rows.table, pictures, seeing)
+        batches = [range(*ends) for ends in blocks(len(pictures), batch_size)]
+        rows = _Held()
         bar = tqdm(total=len(pictures), desc="gallery", unit="image", disable=not progress,
                    leave=False)  # fmt: skip
-        with bar:
-            for start, stop in blocks(len(pictures), batch_size):
-                batch = [pictures[i] for i in range(start, stop)]
-                keys = [content_digest(picture) for picture in batch]
-                fresh = {key: k for k, key in enumerate(keys) if key not in places}
-                if fresh:
-                    looked = [batch[k] for k in fresh.values()]
-                    seen = _as_rows(_see(seeing, looked, looks).project(), looked, folder is None)
-                order = {key: k for k, key in enumerate(fresh)}
-                parts = [
-                    {kind: values[order[key] : order[key] + 1] for kind, values in seen.items()}
-                    if key in order else rows.row(places[key])
-                    for key in keys
-                ]  # fmt: skip
-                rows.add(join(parts))
-                for k, key in enumerate(keys):
-                    places.setdefault(key, start + k)
+        with bar, memory_kept():
+            for batch in decoded(pictures, batches, seeing.image_size, keep=looks is not None):
+                rows.add(look(seeing, batch, looks))
                 bar.update(len(batch))
-        shape = tuple(parts[0]["maps"].shape[1:])
         table = {
-            "threshold": seeing.threshold, "settings": seeing.settings, "shape": shape,
-            "digest": seeing.digest(),
+            "threshold": seeing.threshold, "settings": seeing.settings, "digest": seeing.digest()
         }  # fmt: skip
         rows.close(table)
-        return cls(rows if folder is None else Shards(folder), table, pictures, seeing)
+        table["shape"] = rows.read("maps", 0, 1).shape[1:]
+        return cls(rows, table, pictures, seeing)
 
     @classmethod
     def open(
@@ -195,7 +202,7 @@ class Gallery:
             )
         return cls(rows, rows.table, pictures, seeing)
 
-    def save(self, folder: str | Path, images_per_shard: int = 4096) -> Path:
+    def save(self, folder: str | Path, images_per_shard: int = 1024) -> Path:
         """Write the gallery as shards, in half precision; see `embed`.
 
         Raises:
@@ -392,41 +399,41 @@ class Gallery:
             raise GalleryError(
                 "To look for a new image the gallery needs its network: Gallery.open(folder, net)."
             )
-        index = self._search(e, k + inside)
-        index = index[index != query][:k] if inside else index
-        e2 = torch.from_numpy(self.embeddings[index]).double()
-        y = self.compare(e.double().expand_as(e2), e2).dissimilarity.numpy()
-        order = np.argsort(y, kind="stable")
+        index = self._candidates(e, k + inside)
+        index = index[index != query] if inside else index
+        y = self._judge(e, torch.from_numpy(self._rows.take("embedding", index)))
+        order = np.argsort(y, kind="stable")[:k]
         return Neighbours(index[order], y[order])
 
-    def _search(self, e: Tensor, k: int) -> np.ndarray:
-        k = min(k, len(self))
-        if self._index is None:
-            everyone = torch.from_numpy(self.embeddings).double()
-            judged = [
-                self.compare(e.double().expand(stop - start, -1), everyone[start:stop])
-                for start, stop in blocks(len(self), 8192)
-            ]
-            y = torch.cat([part.dissimilarity for part in judged]).numpy()
-            return np.argsort(y, kind="stable")[:k]
-        _, found = self._index.search(np.ascontiguousarray(self._direction(e.numpy())), k)
-        return found[0]
+    def _judge(self, e: Tensor, others: Tensor) -> np.ndarray:
+        """Dissimilarity of one embedding (1, E) to each of others (m, E)."""
+        others = others.double()
+        return self.compare(e.double().expand_as(others), others).dissimilarity.numpy()
+
+    def _candidates(self, e: Tensor, k: int) -> np.ndarray:
+        """At least the k nearest, if there are as many."""
+        if self._index is not None:
+            return self._index.search(self._direction(e.numpy()), min(k, len(self)))
+        y = np.concatenate([
+            self._judge(e, torch.from_numpy(self._rows.read("embedding", *ends)))
+            for ends in blocks(len(self), 8192)
+        ])  # fmt: skip
+        return np.argsort(y, kind="stable")[:k]
 
     @cached_property
-    def _index(self) -> Any:
+    def _index(self) -> Index | None:
         """By distance or, for the cosine, by product; None where neither orders the pairs."""
-        import faiss  # loaded by whoever searches
-
-        settings, length = self._table["settings"], self.embeddings.shape[1]
-        if settings["comparison"] == "cosine":
-            index = faiss.IndexFlatIP(length)
-        elif settings["comparison"] == "l2" or settings.get("slope", 0.0) > 0:
-            index = faiss.IndexFlatL2(length)
-        else:
+        settings = self._table["settings"]
+        product = settings["comparison"] == "cosine"
+        if not (product or settings["comparison"] == "l2" or settings.get("slope", 0.0) > 0):
             return None
-        for start, stop in blocks(len(self), 8192):
-            index.add(np.ascontiguousarray(self._direction(self.embeddings[start:stop])))
-        return index
+
+        def vectors() -> Iterator[np.ndarray]:
+            for ends in blocks(len(self), 8192):
+                yield self._direction(self._rows.read("embedding", *ends))
+
+        beside = self._rows.folder if isinstance(self._rows, Shards) else None
+        return Index.of(vectors, len(self), product=product, folder=beside)
 
     def _direction(self, e: np.ndarray) -> np.ndarray:
         """Embeddings as distances between them are meant."""
@@ -464,30 +471,6 @@ class Gallery:
         return int(i)
 
 
-class _Pictures(Sequence):
-    """Images of a set or a sequence, read when asked for."""
-
-    def __init__(self, images: ImageSet | Sequence[Any]) -> None:
-        several = isinstance(images, ImageSet) or (
-            images.ndim == 4
-            if isinstance(images, np.ndarray | Tensor)
-            else isinstance(images, Sequence) and not isinstance(images, str | bytes)
-        )
-        if not several:
-            raise GalleryError(
-                f"Images come as an ImageSet or a list, not as {type(images).__name__}."
-            )
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, i: int) -> Image.Image:
-        if isinstance(self._images, ImageSet):
-            return self._images.image(i)
-        return as_image(self._images[i])
-
-
 class _PairOf(Sequence):
     """The two pictures of an explained pair, read when the explanation is drawn."""
 
@@ -509,19 +492,16 @@ class _Held:
         self._whole: dict[str, np.ndarray] = {}
 
     def add(self, rows: dict[str, np.ndarray]) -> None:
-        for kind, values in rows.items():
+        for kind, values in with_keys(rows).items():
             self._parts[kind].append(values)
 
     def close(self, about: dict[str, Any]) -> None:
+        """Join what was added; the same picture gets the same row, as rounding may differ."""
         self._whole = {kind: np.concatenate(parts) for kind, parts in self._parts.items()}
         self._parts.clear()
-
-    def row(self, i: int) -> dict[str, np.ndarray]:
-        for k, part in enumerate(self._parts["size"]):
-            if i < len(part):
-                return {kind: parts[k][i : i + 1] for kind, parts in self._parts.items()}
-            i -= len(part)
-        raise IndexError(i)
+        for later, first in repeated(self._whole["key"]):
+            for kind in ("maps", "scale", "embedding"):
+                self._whole[kind][later] = self._whole[kind][first]
 
     def __len__(self) -> int:
         return len(self._whole["size"])
@@ -529,27 +509,5 @@ class _Held:
     def read(self, kind: str, start: int, stop: int) -> np.ndarray:
         return self._whole[kind][start:stop]
 
-
-def _see(seeing: Explainable, images: Sequence[Image.Image], looks: Looks | None) -> Seen:
-    """Look at pictures, or take from `looks` what another head was shown."""
-    if looks is None or not isinstance(seeing, SiameseEmbedder):
-        return seeing.see(images)
-    weight, bias = (p.detach().cpu() for p in seeing.net.projection.parameters())
-    seen = PooledSeen(looks(seeing.net, images), PooledHead(weight, bias))
-    if not torch.isfinite(seen.embedding).all():
-        raise GalleryError(
-            "The network's embedding is not finite; its weights are damaged. Load or train it "
-            "again."
-        )
-    return seen
-
-
-def _as_rows(
-    projected: gradcam.Projected, images: Sequence[Image.Image], exact: bool
-) -> dict[str, np.ndarray]:
-    maps = projected.maps.numpy()
-    maps, scale = (maps, np.ones(len(maps), np.float32)) if exact else half(maps)
-    return {
-        "maps": maps, "scale": scale, "embedding": projected.embedding.numpy(),
-        "size": np.array([image.size for image in images], np.int32),
-    }  # fmt: skip
+    def take(self, kind: str, index: np.ndarray) -> np.ndarray:
+        return self._whole[kind][index]

@@ -20,11 +20,17 @@ from safetensors.numpy import save_file
 from siamcam_lib.errors import GalleryError
 from siamcam_lib.files import whole_file
 
-FORMAT = "siamcam-gallery-1"
+FORMAT = "siamcam-gallery-2"
 TABLE = "gallery.json"
-KINDS = {"maps": np.float16, "scale": np.float32, "embedding": np.float32, "size": np.int32}
-"""Maps are stored in half precision, each divided by its largest absolute value, `scale`."""
-_CODES = {np.float16: "F16", np.float32: "F32", np.int32: "I32"}  # in safetensors' words
+KINDS = {
+    "maps": np.float16, "scale": np.float32, "embedding": np.float32, "size": np.int32,
+    "key": np.uint8,
+}  # fmt: skip
+"""What is kept of an image: its maps in half precision, divided by their largest absolute value,
+`scale`; its embedding; width and height; and its key, 16 bytes that tell what it was read from and
+16 bytes that tell its pixels, of SHA-256 (zeros where nobody knows)."""
+KEY = (2, 16)
+_CODES = {np.float16: "F16", np.float32: "F32", np.int32: "I32", np.uint8: "U8"}  # safetensors'
 
 
 class Shards:
@@ -41,7 +47,13 @@ class Shards:
         self.folder = Path(folder)
         self.table = _read_table(self.folder)
         shape = tuple(self.table["shape"])
-        self._rows_are = {"maps": shape, "scale": (), "embedding": shape[:1], "size": (2,)}
+        self._rows_are = {
+            "maps": shape,
+            "scale": (),
+            "embedding": shape[:1],
+            "size": (2,),
+            "key": KEY,
+        }
         self._files = [self._open(name) for name in self.table["shards"]]
         self._ends = np.cumsum([self._rows(file) for file in self._files]).tolist()
         if self._ends[-1] != self.table["images"]:
@@ -75,6 +87,13 @@ class Shards:
     def _rows(file: Any) -> int:
         return file.get_slice("embedding").get_shape()[0]
 
+    def take(self, kind: str, index: np.ndarray) -> np.ndarray:
+        """Rows at any places."""
+        found = np.empty((len(index), *self._rows_are[kind]), KINDS[kind])
+        for row, i in enumerate(index.tolist()):
+            found[row] = self.read(kind, i, i + 1)[0]
+        return found
+
     def read(self, kind: str, start: int, stop: int) -> np.ndarray:
         """Rows start…stop of one of `KINDS`."""
         parts = []
@@ -98,7 +117,7 @@ class ShardWriter:
         GalleryError: if the folder holds a gallery or cannot be written.
     """
 
-    def __init__(self, folder: str | Path, images_per_shard: int = 4096) -> None:
+    def __init__(self, folder: str | Path, images_per_shard: int = 1024) -> None:
         self.folder, self.images_per_shard = Path(folder), images_per_shard
         self.names: list[str] = []
         self.images = 0
@@ -109,45 +128,53 @@ class ShardWriter:
                 "another folder."
             )
         positive("images_per_shard", images_per_shard)
-        with _saying(self.folder):
+        with saying(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, rows: dict[str, np.ndarray]) -> None:
-        """Take rows of all `KINDS`; whole shards are written at once."""
-        self._waiting.append(rows)
+        """Take rows of all `KINDS`, or of all but keys; whole shards are written at once."""
+        self._waiting.append(with_keys(rows))
         while sum(len(part["size"]) for part in self._waiting) >= self.images_per_shard:
             joined = join(self._waiting)
             self._write({k: v[: self.images_per_shard] for k, v in joined.items()})
             self._waiting = [{k: v[self.images_per_shard :] for k, v in joined.items()}]
 
-    def row(self, i: int) -> dict[str, np.ndarray]:
-        """Row `i` of those taken so far."""
-        if i >= self.images:
-            i -= self.images
-            return {kind: values[i : i + 1] for kind, values in join(self._waiting).items()}
-        shard, offset = divmod(i, self.images_per_shard)
-        with safe_open(self.folder / self.names[shard], framework="numpy") as file:
-            return {kind: file.get_slice(kind)[offset : offset + 1] for kind in KINDS}
-
     def close(self, about: dict[str, Any]) -> None:
         """Write what is left and the table."""
         if any(len(part["size"]) for part in self._waiting):
             self._write(join(self._waiting))
-        table = {"format": FORMAT, "images": self.images, "shards": self.names, **about}
-        with _saying(self.folder), whole_file(self.folder / TABLE) as temporary:
-            temporary.write_text(json.dumps(table, indent=1), encoding="utf-8")
+        write_table(self.folder, self.images, self.names, about)
 
     def _write(self, rows: dict[str, np.ndarray]) -> None:
-        name = f"shard-{len(self.names):05d}.safetensors"
-        plain = {k: np.ascontiguousarray(rows[k], KINDS[k]) for k in KINDS}
-        with _saying(self.folder), whole_file(self.folder / name) as temporary:
-            save_file(plain, temporary)
-        self.names.append(name)
-        self.images += len(plain["size"])
+        self.names.append(write_shard(self.folder, len(self.names), rows))
+        self.images += len(rows["size"])
+
+
+def shard_name(number: int) -> str:
+    """File name of shard `number`."""
+    return f"shard-{number:05d}.safetensors"
+
+
+def write_shard(
+    folder: Path, number: int, rows: dict[str, np.ndarray], about: dict[str, str] | None = None
+) -> str:
+    """Write one shard, whole or not at all; `about` is kept with it. Returns its name."""
+    plain = {k: np.ascontiguousarray(rows[k], KINDS[k]) for k in KINDS}
+    with saying(folder), whole_file(folder / shard_name(number)) as temporary:
+        save_file(plain, temporary, metadata=about)
+    return shard_name(number)
+
+
+def write_table(folder: Path, images: int, names: list[str], about: dict[str, Any]) -> None:
+    """Write the table that makes a gallery of shards; written last."""
+    table = {"format": FORMAT, "images": images, "shards": names, **about}
+    with saying(folder), whole_file(folder / TABLE) as temporary:
+        temporary.write_text(json.dumps(table, indent=1), encoding="utf-8")
 
 
 @contextmanager
-def _saying(folder: Path) -> Iterator[None]:
+def saying(folder: Path) -> Iterator[None]:
+    """Say in words that a folder cannot be written."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -181,6 +208,11 @@ def blocks(count: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, count)
 
 
+def with_keys(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rows with keys: zeros, where there are none."""
+    return {"key": np.zeros((len(rows["size"]), *KEY), np.uint8)} | rows
+
+
 def join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Rows one after the other."""
     return {kind: np.concatenate([part[kind] for part in parts]) for kind in KINDS}
@@ -210,7 +242,7 @@ def _read_table(folder: Path) -> dict[str, Any]:
             raise ValueError(f"digest {table['digest']!r}, images {table.get('images')!r}")
         _check_settings(table["settings"])
         return table
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise GalleryError(
             f"{path} is damaged or not of this library ({error}); make the gallery again."
         ) from error

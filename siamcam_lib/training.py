@@ -7,15 +7,12 @@ ours is which numbers go in: cached features of a frozen backbone, or augmented 
 from __future__ import annotations
 
 import json
-import logging
 import math
-import signal
-import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import lightning as L
@@ -25,7 +22,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from siamcam_lib.allocator import memory_kept
@@ -40,6 +37,7 @@ from siamcam_lib.identity import identity
 from siamcam_lib.losses import Objective, objective
 from siamcam_lib.model import SiameseNet
 from siamcam_lib.pairs import Split, all_pairs, check_split
+from siamcam_lib.processes import Processes, processes, training_quietly
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Recipe:
 
     Attributes:
         epochs: Passes; in frozen mode an epoch is `steps` batches.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch, of each process.
         learning_rate: Highest rate of projection and output; one cycle of AdamW.
         backbone_rate: The same for the backbone, where it is trained.
         steps: Batches an epoch; None for one pass over the images.
@@ -120,6 +118,14 @@ def fit(
     the epoch with the best validation AUC; then the sigmoid is fitted to validation distances
     (`fit_sigmoid`) and the threshold is chosen on validation pairs (`best_threshold`).
 
+    Of several processes, which `torchrun` or `srun` started with the same command, each trains on
+    its own share of every epoch's batches, and a step follows the mean of their gradients (Li et
+    al. 2020, doi:10.14778/3415478.3415530): p processes take p times fewer steps, each on p
+    batches. Pictures are contrasted within the batch of a process, never across. Batch
+    normalisation follows each process's batch while training; its running means are those of the
+    first. All end with the same weights, the first process keeps the checkpoints, and another
+    number of processes gives another network.
+
     Args:
         net: Changed in place and left in evaluation mode.
         split: From `sc.pairs.split`.
@@ -145,7 +151,8 @@ def fit(
 
     Raises:
         TrainingError: if the loss is unknown or does not fit the network, the folder holds
-            another training, or the embeddings collapse or become NaN.
+            another training, an epoch has fewer batches than there are processes, or the
+            embeddings collapse or become NaN.
         PairError: if the parts of the split share images.
 
     Example:
@@ -170,11 +177,12 @@ def fit(
     if not views:
         raise TrainingError("views is empty; give at least one view of the training pictures.")
     recipe = recipe or (FINETUNE if finetune else FROZEN)
+    ours = processes()
     augmentation = augmentation or default_augmentation(recipe.crop_size)
     record = {} if folder is None else {
         "seed": seed, "loss": identity(goal), "augmentation": identity(augmentation),
         "views": [str(view) for view in views],
-        "finetune": finetune, "recipe": recipe.__dict__,
+        "finetune": finetune, "recipe": recipe.__dict__, "processes": ours.count,
         "network": net.config, "backbone's weights": backbone_digest(net),
         "training images": split.train.fingerprint(),
         "validation images": split.val.fingerprint(),
@@ -188,9 +196,9 @@ def fit(
             if finetune
             else _frozen(net, split, recipe, views, cache, progress)
         )
-        task = _Task(net, goal, recipe, split, train, val, embed, finetune, seed)
+        task = _Task(net, goal, recipe, split, train, val, embed, finetune, seed, ours)
         device = net.device
-        resumed_at = _run(task, record, folder, progress)
+        resumed_at = _run(task, record, folder, progress and ours.first)
         net.to(device)  # the trainer may have moved what it trained
         net.load_state_dict(task.best_state, strict=False)
         net.requires_grad_(False).eval()
@@ -268,13 +276,39 @@ def _finetuning(net, split, augmentation):
     return AugmentedImages(split.train, augmentation), val, net.embed
 
 
+class _Share(Sampler):
+    """The batches of one process: every p-th, as many as every other process has.
+
+    Raises:
+        TrainingError: if there are fewer batches than processes.
+    """
+
+    def __init__(self, batches: Batches, ours: Processes) -> None:
+        self.batches, self.ours = batches, ours
+        if len(batches) < ours.count:
+            raise TrainingError(
+                f"An epoch has {len(batches)} batches, fewer than there are processes "
+                f"({ours.count}); take fewer processes, smaller batches (Recipe.batch_size) or "
+                "more steps (Recipe.steps)."
+            )
+
+    def __len__(self) -> int:
+        return len(self.batches) // self.ours.count
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        end = len(self) * self.ours.count
+        return islice(self.batches, self.ours.rank, end, self.ours.count)
+
+
 class _Task(L.LightningModule):
     """One training: what a step is, and what a validation is."""
 
     def __init__(
-        self, net, goal: Objective, recipe: Recipe, split: Split, train, val, embed, finetune, seed
-    ):
+        self, net, goal: Objective, recipe: Recipe, split: Split, train, val, embed, finetune, seed,
+        ours: Processes,
+    ):  # fmt: skip
         super().__init__()
+        self.ours = ours
         self.goal, self.recipe, self.embed, self.seed = goal, recipe, embed, seed
         self.train_data, self.val_data, self.finetune = train, val, finetune
         self.labels = split.train.labels
@@ -298,7 +332,8 @@ class _Task(L.LightningModule):
     def train_dataloader(self):
         # Asked for anew each epoch: the epoch's batches follow from the step alone, so that a
         # resumed training sees those it would have seen.
-        batches = self.batches(self.global_step // len(self.batches(0)))
+        batches = _Share(self.batches(0), self.ours)
+        batches = _Share(self.batches(self.global_step // len(batches)), self.ours)
         workers = 2 if self.finetune else 0
         return DataLoader(self.train_data, sampler=batches, batch_size=None, num_workers=workers)
 
@@ -319,7 +354,7 @@ class _Task(L.LightningModule):
 
     def on_train_batch_start(self, batch, batch_index):
         # Dropout and stochastic depth become a function of seed and step: resuming changes nothing.
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step + (self.ours.rank << 48))
 
     def training_step(self, batch, batch_index):
         inputs, labels = batch
@@ -339,6 +374,7 @@ class _Task(L.LightningModule):
         return None
 
     def on_validation_epoch_end(self):
+        self.ours.agree(self.trained.buffers())
         distances, label, weight = self.validation_distances()
         auc = float(roc_auc_score(label, distances, sample_weight=weight))
         now = time.perf_counter()
@@ -357,6 +393,9 @@ class _Task(L.LightningModule):
             )  # fmt: skip
             self.best_state = {k: state[k].detach().clone() for k in kept}
         self.log_dict({"val_auc": auc, "train_loss": entry["train_loss"]}, prog_bar=True)
+
+    def on_fit_end(self):
+        self.ours.agree(self.best_state.values())
 
     def validation_distances(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Distance, label and weight of every ordered validation pair."""
@@ -404,7 +443,7 @@ def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -
     resume, resumed_at = None, 0
     if folder is not None:
         folder = Path(folder)
-        resume = _claim(folder, record)
+        resume = _claim(folder, record, task.ours)
         # Whoever monitors nothing keeps the newest: one file, overwritten whole after each epoch.
         callbacks.append(ModelCheckpoint(folder, filename="last", enable_version_counter=False))
     if resume is not None:
@@ -415,35 +454,22 @@ def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -
             return resumed_at
     if progress:
         callbacks.append(TQDMProgressBar(refresh_rate=5, leave=False))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with training_quietly():
         # Apple's GPU has neither the threshold's float64 nor the losses' pdist.
         cuda = task.finetune and torch.cuda.is_available()
-        trainer = L.Trainer(
+        trainer = task.ours.trainer(
+            torch.device("cuda" if cuda else "cpu"),
             max_epochs=task.recipe.epochs,
-            accelerator="cuda" if cuda else "cpu",
-            devices=1,
             precision="bf16-mixed" if cuda else "32-true",  # a CPU's backward pass is slower in it
             callbacks=callbacks,
             plugins=[_WholeCheckpoints()],
-            logger=False,
             enable_checkpointing=folder is not None,
             enable_progress_bar=progress,
-            enable_model_summary=False,
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=1,
-            use_distributed_sampler=False,
         )
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            with memory_kept() if task.finetune and not cuda else nullcontext():
-                trainer.fit(task, ckpt_path=resume)
-        except SystemExit as ended:  # Lightning's answer to Ctrl-C, which it then ignores for good
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt from ended
+        with memory_kept() if task.finetune and not cuda else nullcontext():
+            trainer.fit(task, ckpt_path=resume)
     return resumed_at
 
 
@@ -461,7 +487,7 @@ def _read_checkpoint(path: Path) -> dict:
         ) from error
 
 
-def _claim(folder: Path, record: dict) -> Path | None:
+def _claim(folder: Path, record: dict, ours: Processes) -> Path | None:
     """Make `folder` this training's own; return its last checkpoint, if it has one."""
     sheet, last = folder / "training.json", folder / "last.ckpt"
     text = json.dumps(record, indent=1, sort_keys=True)
@@ -470,6 +496,8 @@ def _claim(folder: Path, record: dict) -> Path | None:
             f"{folder} holds another training ({_differences(sheet, text)}; see {sheet}); give a "
             "folder of its own to each, or delete it."
         )
+    if not ours.first:
+        return last if last.exists() else None
     try:
         for left in folder.glob(".*.part"):  # by a write that was killed
             left.unlink()

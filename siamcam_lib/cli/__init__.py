@@ -8,6 +8,7 @@ stopped by Ctrl-C. The library itself, which takes seconds to load, is imported 
 import click
 
 from siamcam_lib.cli.book import book
+from siamcam_lib.cli.embed import embed
 from siamcam_lib.cli.evaluate import evaluate
 from siamcam_lib.cli.explain import explain
 from siamcam_lib.cli.fetch import fetch
@@ -29,5 +30,5 @@ def main() -> None:
     """How alike two photographs are, and why."""
 
 
-for command in (explain, train, evaluate, gallery, fetch, book):
+for command in (explain, train, evaluate, gallery, embed, fetch, book):
     main.add_command(command)

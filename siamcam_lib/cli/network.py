@@ -10,14 +10,9 @@ import click
 if TYPE_CHECKING:
     from siamcam_lib import Embedder, SiameseNet
 
-BACKBONE = "efficientnet_lite0"
-UNCALIBRATED = 0.25
-"""Threshold on (1 − cos)/2 of ImageNet features: vectors at 60° to each other. On 160 pictures each
-of the paper's flowers, skin and rooms the best is 0.31, 0.21 and 0.24; this one judges 60, 55 and
-64 % of pairs rightly, half of them being similar."""
 WARNING = (
     "No --model given: the pictures are compared by ImageNet features, whose threshold "
-    f"{UNCALIBRATED} is a convention and not calibrated. Maps and order of scores mean something, "
+    "{threshold} is a convention and not calibrated. Maps and order of scores mean something, "
     "the decision little; `siamcam train` learns from a folder what counts as similar."
 )
 
@@ -28,14 +23,10 @@ def network(model: Path | None) -> SiameseNet | Embedder:
     Raises:
         ModelError: if the file is not one that `SiameseNet.save` wrote.
     """
-    from torch import nn
-
-    from siamcam_lib import Embedder, SiameseNet, backbones
+    from siamcam_lib import Embedder, SiameseNet
 
     if model is not None:
         return SiameseNet.load(model)
-    click.echo(WARNING, err=True)
-    found = backbones.create(BACKBONE)
-    pooled = nn.Sequential(found.module, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    options = {"mean": found.mean, "std": found.std, "threshold": UNCALIBRATED}
-    return Embedder(pooled, "0", comparison="cosine", **options)
+    untrained = Embedder.imagenet()
+    click.echo(WARNING.format(threshold=untrained.threshold), err=True)
+    return untrained

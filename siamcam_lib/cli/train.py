@@ -9,7 +9,12 @@ import click
 
 from siamcam_lib.cli.frame import PATH, as_json, metrics, seed, tell, working, writable
 
-EXAMPLE = "\b\nExample:\n  siamcam train photos -o model.safetensors"
+EXAMPLE = """\b
+Examples:
+  siamcam train photos -o model.safetensors
+  torchrun --nproc-per-node=2 -m siamcam_lib train photos -o model.safetensors --finetune
+  srun --kill-on-bad-exit=1 siamcam train photos -o model.safetensors --finetune
+"""
 
 
 @click.command(short_help="Learn from a folder what is similar.", epilog=EXAMPLE)
@@ -32,13 +37,18 @@ def train(
     FOLDER holds one folder of pictures for each class; a name such as scenes/flowers does too. It
     is split into training, validation and test parts; the metrics are those of the test part, each
     with its 95 % interval.
+
+    Processes that torchrun or srun starts with this command train together: each on its share of
+    the batches, a GPU for each where there are GPUs. The first of them writes and reports.
     """
     writable(output)
     with working() as watched:
         import siamcam_lib as sc
+        from siamcam_lib.processes import processes
 
+        ours = processes()
         images = sc.datasets.load(folder)
-        for note in images.notes:
+        for note in images.notes if ours.first else ():
             click.echo(note, err=True)
         parts = sc.pairs.split(images, seed)
         net = sc.SiameseNet(backbone, image_size=image_size)
@@ -46,6 +56,8 @@ def train(
         recipe = replace(recipe, epochs=epochs or recipe.epochs)
         fit = sc.fit(net, parts, seed, finetune=finetune, recipe=recipe, folder=checkpoints,
                      progress=watched)  # fmt: skip
+        if not ours.first:
+            return
         net.save(output)
         report = sc.evaluate(net, sc.pairs.sample(parts.test, seed), seed=seed, progress=watched)
     sizes = {name: len(getattr(parts, name)) for name in ("train", "val", "test")}
@@ -53,6 +65,7 @@ def train(
         "format": "siamcam-training", "version": 1, "model": str(output), "images": images.name,
         "digest": images.fingerprint(), "parts": sizes, "seed": seed, "finetune": finetune,
         "epochs": len(fit.history), "resumed_at": fit.resumed_at, "seconds": fit.seconds,
-        "threshold": fit.threshold, "test_pairs": len(report.label), "metrics": metrics(report),
+        "processes": ours.count, "threshold": fit.threshold, "test_pairs": len(report.label),
+        "metrics": metrics(report),
     }  # fmt: skip
     tell(record, as_json, lambda: f"{report}\n{output} written after {fit.seconds:.0f} s")

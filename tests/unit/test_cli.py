@@ -27,10 +27,10 @@ from siamcam_lib import backbones
 from siamcam_lib.cli import main
 from siamcam_lib.cli.explain import FILES
 from siamcam_lib.cli.gallery import evenly
-from siamcam_lib.cli.network import UNCALIBRATED
+from siamcam_lib.embedder import UNCALIBRATED
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
-COMMANDS = ("explain", "train", "evaluate", "gallery", "fetch", "book")
+COMMANDS = ("explain", "train", "evaluate", "gallery", "embed", "fetch", "book")
 
 
 def siamcam(*words: object) -> Result:
@@ -85,6 +85,17 @@ def trained(photos, tmp_path_factory) -> tuple[Path, dict]:
     path = tmp_path_factory.mktemp("models") / "new" / "model.safetensors"
     words = ("--image-size", 64, "--epochs", 2, "--seed", 1, "--json")
     return path, json.loads(fine("train", photos, "-o", path, *words).stdout)
+
+
+@pytest.fixture(scope="module")
+def embedded(photos, trained, tmp_path_factory) -> Path:
+    """A gallery of all pictures, in four shards."""
+    out = tmp_path_factory.mktemp("galleries") / "new" / "g"
+    words = ("-o", out, "--model", trained[0], "--shard", 32, "--json")
+    told = json.loads(fine("embed", photos, *words).stdout)
+    assert (told["count"], told["looked_at"], told["shards"]) == (100, 100, 4)
+    assert (told["gallery"], told["processes"], told["calibrated"]) == (str(out), 1, True)
+    return out
 
 
 @pytest.fixture
@@ -260,6 +271,36 @@ class TestGallery:
         assert chosen == evenly(images, most, seed=0)
 
 
+class TestEmbed:
+    def test_the_gallery_is_that_of_the_library(self, embedded, photos, model):
+        net, images = sc.SiameseNet.load(model), sc.datasets.load(photos)
+        found = sc.Gallery.open(embedded, net, images)
+        truth = sc.Gallery.embed(net, images, progress=False)
+        np.testing.assert_allclose(found.embeddings, truth.embeddings, rtol=1e-4, atol=1e-5)
+        assert found.nearest(3, 5).index.tolist() == truth.nearest(3, 5).index.tolist()
+
+    def test_called_again_it_takes_up_what_is_missing(self, embedded, photos, model):
+        words = ("embed", photos, "-o", embedded, "--model", model, "--shard", 32)
+        assert "holds 100 pictures; 0 of them were looked at" in fine(*words).stdout
+        (embedded / "shard-00003.safetensors").unlink()
+        assert "holds 100 pictures; 4 of them were looked at" in fine(*words).stdout
+
+    def test_another_network_and_other_settings_are_refused(self, embedded, photos, model):
+        words = ("embed", photos, "-o", embedded)
+        assert "other network" in refused(*words, "--shard", 32)
+        assert "other images_per_shard" in refused(*words, "--model", model)
+
+    def test_places_that_cannot_be_written(self, photos, tmp_path):
+        (tmp_path / "file").write_text("in the way")
+        assert "is a file" in refused("embed", photos, "-o", tmp_path / "file")
+
+    def test_processes_that_cannot_work_together(self, photos, model, tmp_path, monkeypatch):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        monkeypatch.setenv("WORLD_SIZE", "two")
+        told = refused("embed", photos, "-o", tmp_path / "g", "--model", model)
+        assert "torchrun --nproc-per-node=N" in told
+
+
 class TestFetchAndBook:
     def test_fetch_hands_on(self, monkeypatch, tmp_path):
         asked = []
@@ -382,6 +423,8 @@ class TestOtherExitCodes:
             ["train", "photos", "-o", "m", "--epochs", "0"],
             ["evaluate", "photos", "-o", "r.html"],
             ["gallery", "photos", "-o", "e.html", "--most", "1"],
+            ["embed", "photos"],
+            ["embed", "photos", "-o", "g", "--shard", "0"],
             ["book", "--profile", "slow"],
         ],
     )

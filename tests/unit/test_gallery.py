@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -698,7 +699,13 @@ class TestFiles:
         )  # fmt: skip
         files = [sorted((tmp_path / x).iterdir()) for x in ("saved", "streamed")]
         assert [p.name for p in files[0]] == [p.name for p in files[1]]
-        assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*files, strict=True))
+        for saved, written in zip(*files, strict=True):
+            if saved.name == TABLE:
+                one, two = (json.loads(p.read_text()) for p in (saved, written))
+                assert one | {"contents": two["contents"]} == two
+                continue
+            one, two = (load_file(p) for p in (saved, written))
+            assert all(one[kind].tobytes() == two[kind].tobytes() for kind in shards.KINDS)
         assert repr(streamed) == f"Gallery(7 images, 8 × 6 × 6, in {tmp_path / 'streamed'})"
         assert streamed.image(3).size == PICTURES[3].size  # it still knows its pictures
 

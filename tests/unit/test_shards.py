@@ -32,6 +32,7 @@ def rows(count: int, seed: int = 0) -> dict[str, np.ndarray]:
         "scale": random.random(count).astype(np.float32),
         "embedding": random.normal(size=(count, 3)).astype(np.float32),
         "size": random.integers(1, 99, (count, 2)).astype(np.int32),
+        "key": random.integers(0, 256, (count, 2, 16), np.uint8),
     }
 
 
