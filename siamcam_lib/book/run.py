@@ -18,8 +18,9 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 import nbformat
@@ -29,12 +30,15 @@ import yaml
 from siamcam_lib import allocator
 from siamcam_lib.book.progress import Board, Line
 from siamcam_lib.book.unchanged import run_key
-from siamcam_lib.errors import BookError
+from siamcam_lib.datasets import load_folder
+from siamcam_lib.errors import BookError, DataError, SiamcamError
+from siamcam_lib.files import expanded, shown, whole_file
 
 RUNS_FILE = "runs.json"
 """In the staging folder: what was run, with which parameters, in how many seconds."""
 
 _CELL_COUNT = re.compile(r"(\d+)/(\d+) \[")  # in papermill's progress bar
+_TAG = re.compile(r"<|\]\(")
 CHAPTERS_AT_ONCE = 2
 """Much of a chapter uses one core; each needs up to 3 GB."""
 _WORKER = Path(__file__).with_name("worker.py")
@@ -95,8 +99,14 @@ def page_names(root: Path | str) -> list[str]:
     """
     file = Path(root) / "_toc.yml"
     try:
-        return list(_names(yaml.safe_load(file.read_text(encoding="utf-8"))))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        names = list(_names(yaml.safe_load(file.read_text(encoding="utf-8"))))
+        for name in names:
+            place = PurePath(name)
+            if place.is_absolute() or ".." in place.parts:
+                raise ValueError(f"{name!r} leads out of the book")
+        return names
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError,
+            RecursionError) as error:  # fmt: skip
         raise BookError(
             f"{file} could not be read as a table of contents ({error!r}); "
             "run this in the folder of the book, where _toc.yml lies."
@@ -150,7 +160,8 @@ def run_chapters(
 
     Raises:
         BookError: A chapter failed or took too long; the message names chapter, cell and error, and
-            the notebook that failed is left in `stage`. Or `only` is no page of the book.
+            the notebook that failed is left in `stage`. Or `only` is no page of the book, `data`
+            has a name that could not be shown on a page, or `stage` cannot be written.
     """
     root, stage = Path(root).resolve(), Path(stage).resolve()
     every = pages = chapters(root)
@@ -160,15 +171,18 @@ def run_chapters(
             raise BookError(f"There is no page {unknown[0]!r}; _toc.yml has: {', '.join(every)}.")
         pages = {name: source for name, source in every.items() if name in wanted}
     if data not in ("auto", "scenes", "real"):
-        data = str(Path(data).expanduser().resolve())  # a chapter runs in another folder
+        data = _folder(data)
     known = {"data": data, "profile": profile, "seed": seed}
-    keys = {name: run_key(source, root, known) for name, source in pages.items()}
-    if only is None:
-        _wipe(stage, keys if reuse else {})
-    kept = {run.name: run for run in _recorded(stage) if only is None}
-    _copy_surroundings(root, stage)
-    if only is not None:
-        _stage_not_run({n: s for n, s in every.items() if n not in pages}, stage, list(every))
+    with writing(stage):
+        keys = {name: run_key(source, root, known) for name, source in pages.items()}
+        if only is None:
+            _wipe(stage, keys if reuse else {})
+        kept = {run.name: run for run in _recorded(stage) if only is None}
+        _copy_surroundings(root, stage)
+        for name in pages.keys() - kept.keys():  # not yet, and a run that is cut off is none
+            _record(name, None, stage, list(every))
+        if only is not None:
+            _stage_not_run({n: s for n, s in every.items() if n not in pages}, stage, list(every))
 
     workers = max(1, min(workers or CHAPTERS_AT_ONCE, _cores(), len(pages)))
     board, noting = Board(), threading.Lock()
@@ -181,9 +195,10 @@ def run_chapters(
             return kept[name]
         threads = max(1, _cores() // workers)
         try:
-            run = _run_page(
-                name, source, stage, root, known, cell_timeout, chapter_timeout, threads, line
-            )
+            with writing(stage):
+                run = _run_page(
+                    name, source, stage, root, known, cell_timeout, chapter_timeout, threads, line
+                )
         except BookError as error:
             line.end("failed")
             with noting:
@@ -191,14 +206,16 @@ def run_chapters(
             return str(error)
         line.end(f"{run.seconds:.1f} s" if run.executed else "prose")
         run = replace(run, key=keys[name])
-        with noting:
+        with noting, writing(stage):
             _record(name, run, stage, list(every))
         return run
 
+    numbers = {name: k for k, name in enumerate(pages, start=1)}
     with ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(one, k, *page) for k, page in enumerate(pages.items(), start=1)]
+        longest_first = sorted(pages, key=lambda name: -_weight(pages[name]))
+        runs = {n: pool.submit(one, numbers[n], n, pages[n]) for n in longest_first}
         try:
-            ended = [future.result() for future in waiting]
+            ended = [runs[name].result() for name in pages]
         except BaseException:  # Ctrl-C: what runs is ended, what waits is not begun
             pool.shutdown(wait=False, cancel_futures=True)
             board.stopped.set()
@@ -212,6 +229,54 @@ def with_results(root: Path | str) -> list[str]:
     """Names of the chapters that show records of results (`siamcam_lib.results.show`)."""
     pages = chapters(Path(root))
     return [n for n, source in pages.items() if "results.show(" in source.read_text("utf-8")]
+
+
+def _weight(source: Path) -> float:
+    """How long a chapter takes, by its own word: minutes in its metadata, one where it says none.
+
+    The longest are begun first, so that none is left to run alone when all others have ended.
+    """
+    try:
+        return float(json.loads(source.read_text("utf-8"))["metadata"]["siamcam"]["minutes"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 1.0
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong with files becomes a `BookError` that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, SiamcamError):
+            raise
+        raise BookError(
+            f"{folder} cannot be written ({error}); free some space or mend its permissions, and "
+            "run the same command again."
+        ) from error
+
+
+def _folder(data: str) -> str:
+    """A folder of the reader's own, as chapters are told of it: they run in another one.
+
+    Chapters put names of classes and files into Markdown and HTML as they are, so a name that could
+    be taken for a tag or a link is refused here.
+    """
+    try:
+        folder = expanded(data).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BookError(f"The folder {data!r} cannot be looked at: {error}.") from error
+    try:
+        images = load_folder(folder, check="header")
+    except DataError:
+        return str(folder)  # the chapters say what is wrong
+    for text in (images.name, *images.classes, *images.items, *images.notes):
+        if _TAG.search(text):
+            raise BookError(
+                f"A page could take a name in {shown(folder)} for HTML: {shown(text)!r}. Rename "
+                "it without < and without ](."
+            )
+    return str(folder)
 
 
 def _cores() -> int:
@@ -229,7 +294,7 @@ def recorded_runs(stage: Path | str) -> list[ChapterRun]:
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
         return [ChapterRun(**{**row, "path": Path(stage) / row["path"]}) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise BookError(
             f"{stage} holds no executed chapters ({error}); run the chapters first: make book."
         ) from error
@@ -266,7 +331,8 @@ def _record(name: str, run: ChapterRun | None, stage: Path, order: list[str]) ->
         return
     runs.sort(key=lambda r: order.index(r.name))
     rows = [{**asdict(r), "path": r.path.relative_to(stage).as_posix()} for r in runs]
-    (stage / RUNS_FILE).write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    with whole_file(stage / RUNS_FILE) as temporary:
+        temporary.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 def _stage_not_run(pages: dict[str, Path], stage: Path, order: list[str]) -> None:

@@ -13,6 +13,7 @@ from siamcam_lib.evaluation.faithfulness import (
 from siamcam_lib.evaluation.league import MEASURES, League, Measure, league, planted
 from siamcam_lib.evaluation.localisation import average_precision, blank, energy, pointing
 from siamcam_lib.evaluation.metrics import Report, evaluate, report, score_pairs
+from siamcam_lib.evaluation.retrieval import Retrieval, retrieval
 from siamcam_lib.evaluation.robustness import (
     Agreement,
     Continuity,
@@ -41,6 +42,7 @@ __all__ = [
     "Measure",
     "Paired",
     "Report",
+    "Retrieval",
     "agreement",
     "area",
     "average_precision",
@@ -63,6 +65,7 @@ __all__ = [
     "pointing",
     "randomised_layers",
     "report",
+    "retrieval",
     "road",
     "score_pairs",
     "selectivity",

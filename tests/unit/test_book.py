@@ -127,6 +127,20 @@ class TestRun:
         assert printed(stage / "book/two.ipynb") == "7\n"
         assert "profile" not in (stage / "book/two.ipynb").read_text()
 
+    def test_begins_with_the_chapter_that_takes_longest(self, tmp_path):
+        names = {"short": None, "damaged": "long", "long": 5, "middle": 2.5}
+        root = contents(tmp_path / "project", *names)
+        order = tmp_path / "order.txt"
+        for name, minutes in names.items():
+            path = notebook(root / f"{name}.ipynb", f"open({str(order)!r}, 'a').write('{name} ');")
+            written = nbformat.read(path, as_version=4)
+            if minutes is not None:
+                written.metadata["siamcam"] = {"minutes": minutes}
+            nbformat.write(written, path)
+        runs = run_chapters(root, tmp_path / "stage", data="scenes", workers=1)
+        assert order.read_text().split() == ["long", "middle", "short", "damaged"]
+        assert [run.name for run in runs] == list(names)
+
     def test_reports_and_records_every_page(self, ran):
         _, stage, runs = ran
         assert [run.name for run in runs] == ["book/intro", "book/one", "book/two"]
