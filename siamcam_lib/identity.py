@@ -59,7 +59,9 @@ def identity(value: Any, inside: tuple[int, ...] = ()) -> Any:
 
 def workings(module: torch.nn.Module) -> Any:
     """What a module does with its weights, as JSON: its parts, their settings, their code."""
-    code = [identity(type(part).forward) for part in module.modules()]
+    forwards = [type(part).forward for part in module.modules()]
+    # The same class is __main__'s in a script and its file's where it is imported: no names here.
+    code = [identity(_parts(f) if isinstance(f, types.FunctionType) else f) for f in forwards]
     return [_ADDRESS.sub("", repr(module)), code]
 
 

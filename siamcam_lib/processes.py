@@ -1,6 +1,6 @@
 """Which process of how many this one is, and a trainer that lets them work together.
 
-Used by `training` and by the job of `collection`. `torchrun` and Slurm's `srun` start the same
+Used by `training` and by the job of `embedding`. `torchrun` and Slurm's `srun` start the same
 command several times and leave word in the environment; Lightning reads it, here and nowhere else.
 """
 

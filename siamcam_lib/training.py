@@ -151,8 +151,8 @@ def fit(
 
     Raises:
         TrainingError: if the loss is unknown or does not fit the network, the folder holds
-            another training, an epoch has fewer batches than there are processes, or the
-            embeddings collapse or become NaN.
+            another training or cannot be written, an epoch has fewer batches than there are
+            processes, or the embeddings collapse or become NaN.
         PairError: if the parts of the split share images.
 
     Example:
@@ -428,8 +428,14 @@ class _WholeCheckpoints(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all, and are never unpickled."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
-        with whole_file(path) as temporary:
-            torch.save(checkpoint, temporary)
+        try:
+            with whole_file(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:  # torch says a full disk by the latter
+            raise TrainingError(
+                f"The checkpoint {path} cannot be written ({error}); the one before it is kept. "
+                "Make room and call again: training goes on from there."
+            ) from error
 
     def load_checkpoint(self, path, map_location=None, weights_only=None):
         return torch.load(path, map_location=map_location, weights_only=True)

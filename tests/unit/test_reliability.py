@@ -503,6 +503,27 @@ def test_killed_at_any_moment_files_are_whole_or_not_there(tmp_path):
     assert told["half"] > 0  # some were killed in the middle of a write, or nothing was tested
 
 
+@pytest.mark.slow
+def test_a_download_killed_at_any_moment_leaves_no_set_or_a_whole_one(slow_server, tmp_path):
+    url, asked = slow_server
+    expected = {p.removeprefix("Data/S/"): d for p, d in SMALL.items()}
+    for wait in (0.0, 0.5, 0.95, 1.1):  # it takes one second
+        begun = len(asked)
+        child = script(FETCH, tmp_path, url, NO_PROXY="127.0.0.1")
+        while len(asked) == begun and child.poll() is None:
+            time.sleep(0.01)
+        time.sleep(wait)
+        child.kill()
+        child.communicate()
+        if (tmp_path / "small").exists():
+            assert content(tmp_path / "small") == expected
+            break
+    else:  # each was killed before its end: the next one ends
+        done(script(FETCH, tmp_path, url, NO_PROXY="127.0.0.1"))
+    assert content(tmp_path / "small") == expected
+    assert len(asked) > 1
+
+
 def test_what_a_killed_write_leaves_is_no_picture_and_in_nobody_s_way(tmp_path):
     folder = photos(tmp_path / "photos")
     (folder / "a" / ".0.png.abc.part").write_bytes(b"half")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -549,6 +550,32 @@ def test_killed_at_any_moment_and_resumed_it_ends_the_same(
         kept = {"step": int(moment[-1]) // 3}.get(moment.split()[0], int(moment[-1]))
         assert fit.resumed_at == kept, moment
         assert differences(outcome(net, fit), undisturbed(finetune)) == [], moment
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_disk_that_is_full_for_the_second_checkpoint_leaves_the_first(
+    split, cache, tmp_path, monkeypatch, undisturbed, share
+):
+    limits, first = resource.getrlimit(resource.RLIMIT_FSIZE), []
+
+    def fill(step, labels):
+        if step == 3:  # the second epoch begins
+            first.append((tmp_path / "last.ckpt").read_bytes())
+            full = int(share * len(first[0])), limits[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, full)
+
+    with monkeypatch.context() as patch:
+        on_step(fill, patch)
+        try:
+            with pytest.raises(TrainingError, match=r"last.ckpt cannot be written .* Make room"):
+                train(tiny_net(), split, cache, folder=tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "last.ckpt").read_bytes() == first[0]
+    net = tiny_net()
+    fit = train(net, split, cache, folder=tmp_path)
+    assert fit.resumed_at == 1
+    assert differences(outcome(net, fit), undisturbed(False)) == []
 
 
 def test_what_a_killed_write_left_behind_is_cleared_away(split, cache, tmp_path):
