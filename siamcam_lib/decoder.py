@@ -7,12 +7,6 @@ shows how much of it can be told again, and which pixels move when an embedding 
 from __future__ import annotations
 
 import json
-import logging
-import signal
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +23,9 @@ from siamcam_lib.datasets import ImageSet
 from siamcam_lib.embedder import Explainable, SiameseEmbedder, as_explainable
 from siamcam_lib.errors import ExplanationError
 from siamcam_lib.features import pooled_features
-from siamcam_lib.files import whole_file
+from siamcam_lib.files import shown, whole_file
 from siamcam_lib.model import squares
+from siamcam_lib.processes import training_quietly
 
 SIDE = 40
 """Side in pixels of decoded pictures, as in Bello et al. (2024), section 4.1."""
@@ -198,7 +193,7 @@ def embeddings(net: Any, images: ImageSet, *, progress: bool = True) -> Tensor:
         return as_compared(seeing, e.clone())
     starts = tqdm(
         range(0, len(images), AT_ONCE),
-        desc=f"embeddings of {images.name}",
+        desc=f"embeddings of {shown(images.name)}",
         disable=not progress,
         leave=False,
     )
@@ -264,7 +259,7 @@ def train_decoder(
             decoder.layers[-1].weight.zero_()
             decoder.layers[-1].bias.copy_(mean.flatten())
         task = _Task(decoder.float(), (e.float(), shown), kept, held)
-        with _interruptible():
+        with training_quietly():
             _trainer(epochs, patience, progress).fit(task)
     decoder.load_state_dict(task.best)
     decoder.error = task.least
@@ -331,18 +326,3 @@ def _trainer(epochs: int, patience: int, progress: bool) -> L.Trainer:
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Lightning, without its advice and without its answer to Ctrl-C, a SystemExit."""
-    handler = signal.getsignal(signal.SIGINT)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        try:
-            yield
-        except SystemExit as ended:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt from ended

@@ -8,8 +8,10 @@ that are missing or out of date, and no other. Lightning starts the processes' c
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from tqdm.auto import tqdm
 from siamcam_lib.allocator import memory_kept
 from siamcam_lib.embedder import Explainable
 from siamcam_lib.errors import GalleryError
-from siamcam_lib.looking import Decoded, Pictures, decoded, look, repeated
+from siamcam_lib.looking import Decoded, Pictures, check_embeddable, decoded, look, repeated
 from siamcam_lib.processes import Processes, processes, training_quietly
 from siamcam_lib.shards import (
     KINDS,
@@ -31,7 +33,7 @@ from siamcam_lib.shards import (
     blocks,
     half,
     join,
-    positive,
+    refuse_another,
     saying,
     shard_name,
     write_shard,
@@ -39,6 +41,9 @@ from siamcam_lib.shards import (
 )
 
 Rows = dict[str, np.ndarray]
+
+ABANDONED = 3600
+"""Seconds after which a file that is half written belongs to nobody: a shard takes far less."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +80,21 @@ def embed(
     process k modulo their number; the table, which makes a gallery of the shards, is written last
     and by the first process alone. How an image is rounded depends on its batch, and no batch
     crosses a shard: however many processes there are, and whatever interrupts them, the numbers
-    are the same to the last bit on machines of one kind.
+    are the same to the last bit on machines of one kind, if the batches are of one size.
 
     Args:
         folder: Where to write.
         seeing: The network. One process uses it where it is; of several each takes a GPU, if the
             machine has any.
         pictures: Whatever is to be looked at.
-        batch_size: Images that go through the network together.
+        batch_size: Images that go through the network together. A later call may take another,
+            where memory does not suffice, say.
         images_per_shard: Images in a file: what an interruption costs each process at most.
         progress: Show a progress bar, of the first process.
 
     Raises:
-        GalleryError: if the folder cannot be written, or holds something else.
+        GalleryError: if there is no picture, the folder cannot be written or holds something
+            else, or the processes do not all see the same folder, pictures and network.
         ImageError: if a picture cannot be read.
         SiamcamError: if the processes cannot work together.
 
@@ -105,10 +112,13 @@ def embed(
     """
     ours = processes()
     job = _Job(Path(folder), seeing, pictures, batch_size, images_per_shard)
-    mine = [k for k in range(ours.rank, job.shards, ours.count) if job.is_due(k)]
-    looked_at = sum(len(job.span(k)) for k in mine)
-    if mine or ours.count > 1:
-        looked_at = _work(job, mine, ours, progress and ours.first)
+    progress = progress and ours.first
+    mine = [
+        k for k in tqdm(range(ours.rank, job.shards, ours.count), desc="comparing", unit="shard",
+                        delay=2, leave=False, disable=not progress)
+        if job.is_due(k)
+    ]  # fmt: skip
+    looked_at = _work(job, mine, ours, progress) if mine or ours.count > 1 else 0
     if ours.first:
         job.close()
     ours.wait()
@@ -121,8 +131,7 @@ class _Job:
     def __init__(
         self, folder: Path, seeing: Explainable, pictures: Pictures, batch: int, per: int
     ) -> None:
-        positive("batch_size", batch)
-        positive("images_per_shard", per)
+        check_embeddable(pictures, batch, per)
         self.folder, self.seeing, self.pictures = folder, seeing, pictures
         self.batch, self.per, self.shards = batch, per, -(-len(pictures) // per)
         self.digest = seeing.digest()
@@ -145,11 +154,7 @@ class _Job:
         if not other:
             return
         what = f" (other {', '.join(other)})" if kept else ""
-        if (self.folder / TABLE).exists():
-            raise GalleryError(
-                f"{self.folder} holds a gallery already{what}; open it with Gallery.open, or give "
-                "another folder."
-            )
+        refuse_another(self.folder, what)
         raise GalleryError(
             f"{self.folder} holds part of another gallery{what}; call with the arguments that one "
             "was begun with, give another folder, or delete this one."
@@ -165,21 +170,38 @@ class _Job:
 
     def is_due(self, number: int) -> bool:
         """Whether a shard is missing or damaged, or a picture of it is another than it was."""
-        try:
-            kept = self._read(number, "key")["key"][:, 0]
-        except (SafetensorError, OSError):
-            return True
-        span = self.span(number)
-        return len(kept) != len(span) or any(
-            old.tobytes() != self.pictures.key(i) for old, i in zip(kept, span, strict=True)
-        )
+        keys = self._keys(number)
+        return keys is None or not self.pictures.are(keys, self.span(number).start)
+
+    def begin(self, due: int, ours: Processes, device: torch.device) -> None:
+        """See to it that all processes do the same; the gallery is none until it is closed."""
+        if not ours.alike(json.dumps(self.about), device):
+            raise GalleryError(
+                "The processes of this job do not all have the same pictures, network and "
+                "settings; start it again, and leave the pictures as they are meanwhile."
+            )
+        if ours.total(due, device):
+            if ours.first:
+                with saying(self.folder):
+                    (self.folder / TABLE).unlink(missing_ok=True)
+            ours.wait()
 
     def write(self, number: int, rows: Rows) -> None:
         write_shard(self.folder, number, rows, self.about)
 
     def close(self) -> None:
         """Make a gallery of the shards: the same picture gets the same row, the table comes."""
-        keys = np.concatenate([self._read(k, "key")["key"] for k in range(self.shards)])
+        found = []
+        for number in range(self.shards):
+            path = self.folder / shard_name(number)
+            self._check(path)
+            if (rows := self._keys(number)) is None:
+                raise GalleryError(
+                    f"{path} is missing or damaged, though a process of this job has written it; "
+                    "all machines must see the same folder, and nobody else may write there."
+                )
+            found.append(rows)
+        keys = np.concatenate(found)
         copies: dict[int, list[tuple[int, int]]] = {}
         for later, first in repeated(keys):
             copies.setdefault(later // self.per, []).append((later % self.per, first))
@@ -190,27 +212,38 @@ class _Job:
             {
                 "threshold": self.seeing.threshold, "settings": self.seeing.settings,
                 "shape": self._read(0, "maps")["maps"].shape[1:], "digest": self.digest,
-                "contents": hashlib.sha256(keys).hexdigest(),
+                "contents": hashlib.sha256(keys).hexdigest(), "names": self.about["images"],
             },
         )  # fmt: skip
-        for left in self.folder.glob(".*.part"):  # by a write that was killed
-            left.unlink(missing_ok=True)
+        for name in ("shard-*", f"{TABLE}.*"):  # left by writes that were killed
+            for left in self.folder.glob(f".{name}.part"):
+                with suppress(OSError):
+                    if time.time() - left.stat().st_mtime > ABANDONED:
+                        left.unlink()
 
     def _copy(self, number: int, places: list[tuple[int, int]]) -> None:
         """Give pictures of a shard the rows they had where they came first."""
         rows, changed = self._read(number, *KINDS), False
         for place, first in places:
             shard, row = divmod(first, self.per)
-            source = rows if shard == number else self._read(shard, "maps", "scale", "embedding")
-            for kind in ("maps", "scale", "embedding"):
-                if not np.array_equal(rows[kind][place], source[kind][row]):
-                    rows[kind][place], changed = source[kind][row], True
+            source = self._read(shard, "maps", "scale", "embedding", rows=slice(row, row + 1))
+            for kind, values in source.items():
+                if not np.array_equal(rows[kind][place], values[0]):
+                    rows[kind][place], changed = values[0], True
         if changed:
             self.write(number, rows)
 
-    def _read(self, number: int, *kinds: str) -> Rows:
+    def _keys(self, number: int) -> np.ndarray | None:
+        """Keys of a shard; None where it is missing, damaged or of another length."""
+        try:
+            keys = self._read(number, "key")["key"]
+        except (SafetensorError, OSError):
+            return None
+        return keys if len(keys) == len(self.span(number)) else None
+
+    def _read(self, number: int, *kinds: str, rows: slice = slice(None)) -> Rows:
         with safe_open(self.folder / shard_name(number), framework="numpy") as file:
-            return {kind: file.get_tensor(kind) for kind in kinds}
+            return {kind: file.get_slice(kind)[rows] for kind in kinds}
 
 
 def _work(job: _Job, mine: list[int], ours: Processes, progress: bool) -> int:
@@ -220,7 +253,7 @@ def _work(job: _Job, mine: list[int], ours: Processes, progress: bool) -> int:
     home = next((p.device for p in network.parameters()), torch.device("cpu"))
     bar = tqdm(total=sum(len(job.span(k)) for k in mine), desc="gallery", unit="image",
                disable=not progress, leave=False)  # fmt: skip
-    task = _Looking(job, mine, bar)
+    task = _Looking(job, mine, ours, bar)
     kept = memory_kept() if device.type == "cpu" else nullcontext()
     with bar, kept, training_quietly():
         trainer = ours.trainer(device, enable_checkpointing=False, enable_progress_bar=False)
@@ -248,15 +281,18 @@ class _Batches:
 class _Looking(L.LightningModule):
     """What a process does with a batch: look, and write a shard where it is complete."""
 
-    def __init__(self, job: _Job, shards: list[int], bar: tqdm) -> None:
+    def __init__(self, job: _Job, shards: list[int], ours: Processes, bar: tqdm) -> None:
         super().__init__()
         self.network = job.seeing.network  # for the trainer to move
-        self.job, self.left, self.bar = job, list(reversed(shards)), bar
+        self.job, self.left, self.ours, self.bar = job, list(reversed(shards)), ours, bar
         self.rows: list[Rows] = []
         self.looked_at = 0
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         return batch  # the network takes its pixels there itself
+
+    def on_predict_start(self) -> None:
+        self.job.begin(len(self.left), self.ours, self.device)
 
     def predict_step(self, batch: list[Decoded], index: int) -> None:
         if not batch:

@@ -21,8 +21,9 @@ from siamcam_lib.backbones import evaluating
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import CacheError, DataError
+from siamcam_lib.files import shown
 from siamcam_lib.identity import identity, workings
-from siamcam_lib.model import SiameseNet
+from siamcam_lib.model import SiameseNet, square
 
 VIEWS = ("plain", "mirrored")
 """The picture as it is, and its mirror image: the cheapest augmentation of frozen features."""
@@ -90,7 +91,7 @@ def _square(images: ImageSet, index: int, view: str | View, side: int) -> np.nda
         picture = view(picture, images.digest(index))
     elif view == "mirrored":
         picture = ImageOps.mirror(picture)
-    return np.array(picture.resize((side, side), Image.Resampling.BICUBIC))
+    return square(picture, side)
 
 
 def _rotated(parts: list, turn: int) -> list:
@@ -149,7 +150,7 @@ def pooled_features(
     parts = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     bar = tqdm(
         total=len(missing),
-        desc=f"features of {images.name}",
+        desc=f"features of {shown(images.name)}",
         unit="image",
         disable=not (progress and missing),
         leave=False,

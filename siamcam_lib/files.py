@@ -6,8 +6,10 @@ Used by everything that saves: weights, features, explanations, downloads, pages
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import tempfile
+import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +18,9 @@ from pathlib import Path
 import platformdirs
 
 from siamcam_lib.errors import CacheError
+
+ABANDONED = 3600
+"""Seconds after which nobody writes a half-written file any more."""
 
 
 def cache_home() -> Path:
@@ -51,8 +56,8 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 def shown(text: object) -> str:
     r"""Text of any origin, a file's name say, as terminals and pages can show it.
 
-    What is no Unicode, moves a terminal's cursor or turns the direction of the text around it
-    becomes �.
+    What is no Unicode, moves a terminal's cursor, ends the line or turns the direction of the text
+    around it becomes �.
 
     Example:
         >>> shown("caf\xe9 \x1b[2J\u202egpj.exe")
@@ -62,9 +67,10 @@ def shown(text: object) -> str:
 
 
 def _hostile(character: str) -> bool:
-    if unicodedata.category(character) in ("Cc", "Cs"):  # controls, and halves of no character
-        return character not in "\n\t"
-    return character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    # Controls, ends of lines and paragraphs, and halves of no character; then marks of direction.
+    return unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs") or character in (
+        "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    )
 
 
 @contextmanager
@@ -72,7 +78,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it takes `path`'s place in one step.
 
     If the block raises, or the process dies, `path` is as it was before; of a process that was
-    killed, a hidden ``.*.part`` may be left beside it, which nothing reads.
+    killed, a hidden ``.*.part`` may be left beside it, which nothing reads; see `clear_halves`.
 
     Raises:
         OSError: if the folder cannot be made or written, or `path` is no name for a file.
@@ -102,3 +108,19 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def clear_halves(path: Path) -> None:
+    """Remove what killed calls of `whole_file` left beside `path`: parts of an hour ago or more.
+
+    Example:
+        >>> import tempfile; folder = Path(tempfile.mkdtemp())
+        >>> half = folder / ".note.txt.abc.part"
+        >>> half.touch(); os.utime(half, (0, 0))
+        >>> clear_halves(folder / "note.txt"); half.exists()
+        False
+    """
+    for half in path.parent.glob(f".{glob.escape(path.name[:50])}.*.part"):
+        with suppress(FileNotFoundError):
+            if time.time() - half.stat().st_mtime >= ABANDONED:
+                half.unlink()

@@ -36,7 +36,7 @@ from siamcam_lib.explaining import check_closed_form, directions
 from siamcam_lib.explanation import Explanation, check_polarity, finish
 from siamcam_lib.features import Looks
 from siamcam_lib.looking import Pictures as _Pictures
-from siamcam_lib.looking import decoded, look, repeated
+from siamcam_lib.looking import check_embeddable, decoded, look, repeated
 from siamcam_lib.neighbours import Index
 from siamcam_lib.shards import KINDS, Shards, ShardWriter, blocks, half, positive, with_keys
 
@@ -113,11 +113,13 @@ class Gallery:
             images: An `ImageSet`, or a sequence of paths, pictures, arrays or tensors.
             layer: As in `sc.explain`, for modules other than `SiameseNet`.
             folder: Write shards there while going on, and keep nothing in memory but 32 bytes an
-                image. On disk P is in half precision: each value within 2⁻¹¹ of its image's
-                largest. A second call with the same arguments takes up an interrupted one: it
-                looks at the images of those shards that are missing, or that hold a picture that
-                has changed since, and at no others. Processes started together, by `torchrun` or
-                `srun`, share the shards: see `siamcam_lib.embedding`.
+                image, besides what `images` takes itself: an `ImageSet` remembers the name and the
+                digest of each. On disk P is in half precision: each value within 2⁻¹¹ of its
+                image's largest. A second call with the same arguments takes up an interrupted one:
+                it looks at the images of those shards that are missing, or that hold a picture
+                that has changed since, and at no others; only `batch_size` may be another.
+                Processes started together, by `torchrun` or `srun`, share the shards: see
+                `siamcam_lib.embedding`.
             looks: What was looked at before with the same backbone is not looked at again; for
                 galleries in memory.
             batch_size: Images that go through the network together.
@@ -133,10 +135,7 @@ class Gallery:
         """
         seeing = as_explainable(net, layer, **options)
         pictures = _Pictures(images)
-        if not len(pictures):
-            raise GalleryError("A gallery needs at least one image; none was given.")
-        positive("batch_size", batch_size)
-        positive("images_per_shard", images_per_shard)
+        check_embeddable(pictures, batch_size, images_per_shard)
         if folder is not None:
             if looks is not None:
                 raise GalleryError(
@@ -180,12 +179,12 @@ class Gallery:
             folder: As `embed` or `save` wrote it.
             net: The network it was made with, to check that it is the same and to look for
                 neighbours of new images; not needed otherwise.
-            images: The same images in the same order, to show them.
+            images: The same images in the same order, to show them. Where they have other names
+                than those that `embed` wrote into the folder, every one is compared.
             options: As in `sc.explain`, with ``layer``.
 
         Raises:
-            GalleryError: if it is missing, damaged, of another network, or of another number of
-                images.
+            GalleryError: if it is missing, damaged, of another network or of other images.
         """
         rows = Shards(folder)
         seeing = None if net is None else as_explainable(net, **options)
@@ -199,6 +198,11 @@ class Gallery:
             raise GalleryError(
                 f"The gallery {folder} holds {len(rows)} images, {len(pictures)} were given; give "
                 "those it was made of, in the same order."
+            )
+        if pictures is not None and not _made_of(rows, pictures):
+            raise GalleryError(
+                f"The gallery {folder} was made of other images, or of these in another order; "
+                "give those it was made of, in the same order."
             )
         return cls(rows, rows.table, pictures, seeing)
 
@@ -214,8 +218,9 @@ class Gallery:
             if part["maps"].dtype != KINDS["maps"]:
                 part["maps"], part["scale"] = half(part["maps"])
             writer.add(part)
-        known = ("threshold", "settings", "shape", "digest")
-        writer.close({k: self._table[k] for k in known} | {"threshold": self.threshold})
+        known = ("threshold", "settings", "shape", "digest", "names")
+        about = {name: self._table[name] for name in known if name in self._table}
+        writer.close(about | {"threshold": self.threshold})
         return Path(folder)
 
     def __len__(self) -> int:
@@ -469,6 +474,14 @@ class Gallery:
                 f"There is no image {i!r}; the gallery holds images 0 to {len(self) - 1}."
             )
         return int(i)
+
+
+def _made_of(rows: Shards, pictures: _Pictures) -> bool:
+    """Whether a gallery is of these pictures: by their names, or else by what they show."""
+    if rows.table.get("names") in (None, pictures.names()):
+        return True
+    ends = blocks(len(rows), 1024)
+    return all(pictures.are(rows.read("key", start, stop), start) for start, stop in ends)
 
 
 class _PairOf(Sequence):

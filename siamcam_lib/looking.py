@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,25 @@ from siamcam_lib.embedder import Explainable, SiameseEmbedder
 from siamcam_lib.errors import GalleryError
 from siamcam_lib.features import Looks, content_digest
 from siamcam_lib.heads import PooledHead, PooledSeen, Seen
+from siamcam_lib.model import square
+from siamcam_lib.shards import blocks, positive
+
+
+@dataclass(frozen=True)
+class Source:
+    """One picture that is not read yet; any thread may read it.
+
+    Attributes:
+        origin: Gives SHA-256 of what the picture is read from; None where that is no file.
+        read: Gives the picture.
+    """
+
+    origin: Callable[[], str | None]
+    read: Callable[[], Image.Image]
+
+    def key(self) -> bytes:
+        """The first half of a stored key: what the picture is read from, or else its pixels."""
+        return bytes.fromhex(self.origin() or content_digest(self.read()))[:16]
 
 
 class Pictures(Sequence):
@@ -46,27 +67,27 @@ class Pictures(Sequence):
         return len(self._images)
 
     def __getitem__(self, i: int) -> Image.Image:
-        return self.reader(i)()
+        return self.source(i).read()
 
-    def reader(self, i: int) -> Callable[[], Image.Image]:
-        """What reads picture `i`, in any thread: a sequence itself is asked in the caller's."""
+    def source(self, i: int) -> Source:
+        """Picture `i`, to be read in any thread: a sequence itself is asked in the caller's."""
         if isinstance(self._images, ImageSet):
-            return lambda: self._images.image(i)
+            return Source(partial(self._images.digest, i), partial(self._images.image, i))
         value = self._images[i]
-        return lambda: as_image(value)
+        return Source(partial(_file_digest, value), partial(as_image, value))
 
-    def origin(self, i: int) -> str | None:
-        """SHA-256 of what picture `i` is read from; None where that is no file."""
-        if isinstance(self._images, ImageSet):
-            return self._images.digest(i)
-        if isinstance(value := self._images[i], str | os.PathLike):
-            with suppress(OSError), open(value, "rb") as file:  # reading it says what is wrong
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        return None
-
-    def key(self, i: int) -> bytes:
-        """The first half of a stored key: what picture `i` is read from, or else its pixels."""
-        return bytes.fromhex(self.origin(i) or content_digest(self[i]))[:16]
+    def are(self, keys: np.ndarray, start: int = 0) -> bool:
+        """Whether the pictures from `start` on are those of stored keys, (m, 2, 16) uint8."""
+        with _threads() as pool:
+            return all(
+                old.tobytes() == new
+                for a, b in blocks(len(keys), 32)  # pictures that are no files are held meanwhile
+                for old, new in zip(
+                    keys[a:b, 0],
+                    pool.map(Source.key, map(self.source, range(start + a, start + b))),
+                    strict=True,
+                )
+            )
 
     def names(self) -> str:
         """SHA-256 of how many pictures there are and what they are called."""
@@ -79,6 +100,28 @@ class Pictures(Sequence):
                 name = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
             total.update(f"{name}\0".encode(errors="surrogateescape"))
         return total.hexdigest()
+
+
+def check_embeddable(pictures: Pictures, batch_size: int, images_per_shard: int) -> None:
+    """Raise `GalleryError` where no gallery can be made."""
+    if not len(pictures):
+        raise GalleryError("A gallery needs at least one image; none was given.")
+    positive("batch_size", batch_size)
+    positive("images_per_shard", images_per_shard)
+
+
+def _file_digest(value: Any) -> str | None:
+    if isinstance(value, str | os.PathLike):
+        with suppress(OSError, ValueError):  # reading it says what is wrong
+            if Path(value).is_file():  # a pipe would block, a device never end
+                with open(value, "rb") as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+    return None
+
+
+def _threads() -> ThreadPoolExecutor:
+    """Hashing and Pillow's decoding let other threads run."""
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 2))
 
 
 # --- looking --------------------------------------------------------------------------------------
@@ -113,22 +156,18 @@ def decoded(
         keep: Keep the pictures themselves too.
     """
 
-    def decode(origin: str | None, read: Callable[[], Image.Image]) -> Decoded:
-        picture = read()
+    def decode(source: Source) -> Decoded:
+        origin = source.origin()  # first: what is changed later shows by it
+        picture = source.read()
         shown = content_digest(picture)
         key = bytes.fromhex((origin or shown)[:32] + shown[:32])
-        square = np.array(picture.resize((side, side), Image.Resampling.BICUBIC))
-        return Decoded(square, picture.size, key, picture if keep else None)
+        return Decoded(square(picture, side), picture.size, key, picture if keep else None)
 
-    # Pillow lets other threads run while it decodes.
-    pool = ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 2))))
+    pool = _threads()
     waiting: deque[list[Any]] = deque()
     try:
         for batch in batches:
-            # The origin comes first: what is changed later shows by it.
-            waiting.append([
-                pool.submit(decode, pictures.origin(i), pictures.reader(i)) for i in batch
-            ])  # fmt: skip
+            waiting.append([pool.submit(decode, pictures.source(i)) for i in batch])
             if len(waiting) > 1:
                 yield [one.result() for one in waiting.popleft()]
         while waiting:

@@ -8,7 +8,8 @@ sigmoid, is the dissimilarity (Livieris et al. 2023, section 4, doi:10.3390/jima
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -138,9 +139,11 @@ class SiameseNet(nn.Module):
         The network must be in evaluation mode: in training mode images of a batch depend on each
         other.
         """
-        parts = -(-len(images) // AT_ONCE) if self.device.type == "cpu" else 1
+        if self.device.type != "cpu":
+            return self.feature_maps(images)
         # Even parts, none of them of a single image, which is rounded otherwise than several are.
-        return torch.cat([self.feature_maps(part) for part in images.tensor_split(parts)])
+        parts = images.tensor_split(-(-len(images) // AT_ONCE))
+        return torch.cat(_side_by_side(self.feature_maps, parts))
 
     def activation(self, pooled: Tensor) -> Tensor:
         """ReLU(W g + b), before any scaling to unit length: (B, K) → (B, E)."""
@@ -225,10 +228,15 @@ class SiameseNet(nn.Module):
         return net.eval()
 
 
+def square(image: Image.Image, side: int) -> np.ndarray:
+    """An RGB picture as every network is shown it: resized to uint8 (side, side, 3), bicubic."""
+    return np.array(image.resize((side, side), Image.Resampling.BICUBIC))
+
+
 def squares(images: Sequence[Image.Image], side: int) -> Tensor:
     """RGB pictures resized to `side` pixels square: float (B, 3, side, side) in [0, 1]."""
-    resized = [np.array(image.resize((side, side), Image.Resampling.BICUBIC)) for image in images]
-    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float().div_(255)
+    resized = np.stack([square(image, side) for image in images])
+    return torch.from_numpy(resized).permute(0, 3, 1, 2).float().div_(255)
 
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -263,3 +271,25 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             f"{path} holds tensors, but was not written by SiameseNet.save ({error})."
         ) from error
     return config, tensors
+
+
+def _side_by_side(look: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+    """`look` at every part, at as many at a time as torch has threads, each in one of them.
+
+    Threads that share a convolution wait for one another at every layer, and where another process
+    has one of the cores they mostly wait. These share nothing.
+    """
+    threads = torch.get_num_threads()
+    if min(threads, len(parts)) == 1:
+        return [look(part) for part in parts]
+
+    @torch.inference_mode()  # of the thread, as is the number of its threads
+    def alone(part: Tensor) -> Tensor:
+        return look(part)
+
+    try:
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        with pool:
+            return list(pool.map(alone, parts))
+    finally:
+        torch.set_num_threads(threads)  # torch gives the last number said to new threads

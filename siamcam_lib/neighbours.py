@@ -71,11 +71,13 @@ class Index:
             about["of"] = hashlib.sha256((folder / TABLE).read_bytes()).hexdigest()
             with suppress(SafetensorError, OSError, ValueError, KeyError):
                 return cls._of_halves(_Kept(folder / FILE, about, count), product)
-        made = _Made(vectors, count)
+        halves: _Made | _Kept = _Made(vectors, count)
         if folder is not None:
-            with suppress(SafetensorError, OSError), whole_file(folder / FILE) as temporary:
-                save_file({"halves": made.halves, "scale": made.scale}, temporary, about)
-        return cls._of_halves(made, product)
+            with suppress(SafetensorError, OSError, ValueError, KeyError):
+                with whole_file(folder / FILE) as temporary:
+                    save_file({"halves": halves.halves, "scale": halves.scale}, temporary, about)
+                halves = _Kept(folder / FILE, about, count)  # FAISS copies them: out of memory
+        return cls._of_halves(halves, product)
 
     @classmethod
     def _of_halves(cls, halves: _Kept | _Made, product: bool) -> Index:

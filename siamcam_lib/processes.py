@@ -6,6 +6,7 @@ command several times and leave word in the environment; Lightning reads it, her
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import signal
@@ -84,6 +85,13 @@ class Processes:
             torch.distributed.all_reduce(numbers)
         return int(numbers)
 
+    def alike(self, text: str, device: torch.device) -> bool:
+        """Whether all processes give the same text; waits for all of them."""
+        own = torch.tensor(list(hashlib.sha256(text.encode()).digest()), device=device)
+        first = own.clone()
+        self.agree([first])
+        return self.total(int(not torch.equal(own, first)), device) == 0
+
     def trainer(self, device: torch.device, **options: Any) -> L.Trainer:
         """A Lightning trainer over these processes, on CPUs or with one GPU for each.
 
@@ -92,7 +100,9 @@ class Processes:
         """
         one = [device.index or 0] if device.type == "cuda" else 1
         several = {} if self.count == 1 else {
-            "strategy": DDPStrategy(find_unused_parameters=True, timeout=PATIENCE),
+            "strategy": DDPStrategy(
+                find_unused_parameters=True, timeout=PATIENCE, process_group_backend=_backend()
+            ),
             "num_nodes": self.count // self.each,
         }  # fmt: skip
         plugins = [self._environment, *options.pop("plugins", [])]
@@ -128,11 +138,18 @@ def processes() -> Processes:
         else:
             return Processes(1, 0, 1, LightningEnvironment())
         count = found.world_size()
+        if count == 1:  # of a larger share of a machine, perhaps
+            return Processes(1, 0, 1, LightningEnvironment())
         if count % int(each or count):
             raise ValueError(f"{count} on machines of {each} each")
         return Processes(count, found.global_rank(), int(each or count), found)
     except (ValueError, KeyError, RuntimeError) as error:
         raise SiamcamError(_cannot("Several", error)) from error
+
+
+def _backend() -> str:
+    """What carries messages: the first group serves later work too, on whichever device."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 @contextmanager

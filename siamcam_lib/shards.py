@@ -7,9 +7,11 @@ two of them reads 50 kB.
 from __future__ import annotations
 
 import bisect
+import hashlib
 import json
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from siamcam_lib.errors import GalleryError
 from siamcam_lib.files import whole_file
 
 FORMAT = "siamcam-gallery-2"
+OLDER = ("siamcam-gallery-1",)
 TABLE = "gallery.json"
 KINDS = {
     "maps": np.float16, "scale": np.float32, "embedding": np.float32, "size": np.int32,
@@ -122,11 +125,8 @@ class ShardWriter:
         self.names: list[str] = []
         self.images = 0
         self._waiting: list[dict[str, np.ndarray]] = []
-        if (self.folder / TABLE).exists():
-            raise GalleryError(
-                f"{self.folder} holds a gallery already; open it with Gallery.open, or give "
-                "another folder."
-            )
+        self._contents = hashlib.sha256()
+        refuse_another(self.folder)
         positive("images_per_shard", images_per_shard)
         with saying(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -143,11 +143,14 @@ class ShardWriter:
         """Write what is left and the table."""
         if any(len(part["size"]) for part in self._waiting):
             self._write(join(self._waiting))
-        write_table(self.folder, self.images, self.names, about)
+        contents = {"contents": self._contents.hexdigest()}
+        write_table(self.folder, self.images, self.names, about | contents)
 
     def _write(self, rows: dict[str, np.ndarray]) -> None:
         self.names.append(write_shard(self.folder, len(self.names), rows))
         self.images += len(rows["size"])
+        for kind in ("key", "embedding"):
+            self._contents.update(np.ascontiguousarray(rows[kind], KINDS[kind]))
 
 
 def shard_name(number: int) -> str:
@@ -166,10 +169,35 @@ def write_shard(
 
 
 def write_table(folder: Path, images: int, names: list[str], about: dict[str, Any]) -> None:
-    """Write the table that makes a gallery of shards; written last."""
-    table = {"format": FORMAT, "images": images, "shards": names, **about}
+    """Write the table that makes a gallery of shards; written last, and not where it is there."""
+    table = json.dumps({"format": FORMAT, "images": images, "shards": names, **about}, indent=1)
+    with suppress(OSError, ValueError):
+        if (folder / TABLE).read_text("utf-8") == table:
+            return
     with saying(folder), whole_file(folder / TABLE) as temporary:
-        temporary.write_text(json.dumps(table, indent=1), encoding="utf-8")
+        temporary.write_text(table, encoding="utf-8")
+
+
+def refuse_another(folder: Path, what: str = "") -> None:
+    """Raise `GalleryError` where a folder holds a gallery; `what` tells it from the wanted one."""
+    if (folder / TABLE).exists():
+        _refuse_older(folder)
+        raise GalleryError(
+            f"{folder} holds a gallery already{what}; open it with Gallery.open, or give another "
+            "folder."
+        )
+
+
+def _refuse_older(folder: Path) -> None:
+    try:
+        older = json.loads((folder / TABLE).read_text("utf-8"))["format"] in OLDER
+    except (ValueError, KeyError, TypeError, RecursionError, OSError):
+        return  # whatever it is
+    if older:
+        raise GalleryError(
+            f"{folder} holds a gallery of an older version of this library, which cannot be read; "
+            "delete it and make it again with Gallery.embed."
+        )
 
 
 @contextmanager
@@ -225,6 +253,7 @@ def _read_table(folder: Path) -> dict[str, Any]:
             f"There is no gallery in {folder} (no {TABLE}); Gallery.embed(net, images, "
             "folder=...) makes one."
         )
+    _refuse_older(folder)
     try:
         table = json.loads(path.read_text("utf-8"))
         if table["format"] != FORMAT:
@@ -254,6 +283,7 @@ def _check_settings(settings: Any) -> None:
     if settings["comparison"] == "siamese":
         kinds |= {"unit": bool, "slope": float, "offset": float}
     if settings.keys() != kinds.keys() or not all(
-        isinstance(settings[name], kind) for name, kind in kinds.items()
+        isinstance(settings[name], kind) and (kind is not float or math.isfinite(settings[name]))
+        for name, kind in kinds.items()
     ):
         raise ValueError(f"settings {settings!r}")

@@ -32,7 +32,7 @@ from siamcam_lib.cache import FeatureCache
 from siamcam_lib.calibration import best_threshold, fit_sigmoid, require_spread
 from siamcam_lib.errors import TrainingError
 from siamcam_lib.features import VIEWS, View, backbone_digest, pooled_features
-from siamcam_lib.files import whole_file
+from siamcam_lib.files import clear_halves, whole_file
 from siamcam_lib.identity import identity
 from siamcam_lib.losses import Objective, objective
 from siamcam_lib.model import SiameseNet
@@ -151,8 +151,8 @@ def fit(
 
     Raises:
         TrainingError: if the loss is unknown or does not fit the network, the folder holds
-            another training or cannot be written, an epoch has fewer batches than there are
-            processes, or the embeddings collapse or become NaN.
+            another training, cannot be written or is not the same for all processes, an epoch has
+            fewer batches than there are processes, or the embeddings collapse or become NaN.
         PairError: if the parts of the split share images.
 
     Example:
@@ -178,6 +178,7 @@ def fit(
         raise TrainingError("views is empty; give at least one view of the training pictures.")
     recipe = recipe or (FINETUNE if finetune else FROZEN)
     ours = processes()
+    progress = progress and ours.first
     augmentation = augmentation or default_augmentation(recipe.crop_size)
     record = {} if folder is None else {
         "seed": seed, "loss": identity(goal), "augmentation": identity(augmentation),
@@ -198,7 +199,7 @@ def fit(
         )
         task = _Task(net, goal, recipe, split, train, val, embed, finetune, seed, ours)
         device = net.device
-        resumed_at = _run(task, record, folder, progress and ours.first)
+        resumed_at = _run(task, record, folder, progress)
         net.to(device)  # the trainer may have moved what it trained
         net.load_state_dict(task.best_state, strict=False)
         net.requires_grad_(False).eval()
@@ -394,6 +395,15 @@ class _Task(L.LightningModule):
             self.best_state = {k: state[k].detach().clone() for k in kept}
         self.log_dict({"val_auc": auc, "train_loss": entry["train_loss"]}, prog_bar=True)
 
+    def on_fit_start(self):
+        resumed_at = len(self.history)
+        if self.ours.total(resumed_at, self.device) != resumed_at * self.ours.count:
+            raise TrainingError(
+                f"The processes do not resume at the same epoch, this one at {resumed_at}; they "
+                "see different folders of checkpoints. Give one that all machines share."
+            )
+        self.best_state = {k: v.to(self.device) for k, v in self.best_state.items()}
+
     def on_fit_end(self):
         self.ours.agree(self.best_state.values())
 
@@ -438,7 +448,8 @@ class _WholeCheckpoints(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path, map_location=None, weights_only=None):
-        return torch.load(path, map_location=map_location, weights_only=True)
+        # Wherever it was written: Lightning and `_Task.on_fit_start` move what is to be moved.
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -> int:
@@ -446,7 +457,7 @@ def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -
     callbacks: list[L.Callback] = []
     if task.recipe.patience is not None:
         callbacks.append(EarlyStopping("val_auc", mode="max", patience=task.recipe.patience))
-    resume, resumed_at = None, 0
+    resume, resumed_at, epochs = None, 0, task.recipe.epochs
     if folder is not None:
         folder = Path(folder)
         resume = _claim(folder, record, task.ours)
@@ -456,8 +467,10 @@ def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -
         kept = _read_checkpoint(resume)
         resumed_at = len(kept["siamcam"]["history"])
         if kept["siamcam"]["finished"]:
-            task.on_load_checkpoint(kept)
-            return resumed_at
+            if task.ours.count == 1:
+                task.on_load_checkpoint(kept)
+                return resumed_at
+            epochs = resumed_at  # several make sure that all have finished
     if progress:
         callbacks.append(TQDMProgressBar(refresh_rate=5, leave=False))
     with training_quietly():
@@ -465,7 +478,7 @@ def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -
         cuda = task.finetune and torch.cuda.is_available()
         trainer = task.ours.trainer(
             torch.device("cuda" if cuda else "cpu"),
-            max_epochs=task.recipe.epochs,
+            max_epochs=epochs,
             precision="bf16-mixed" if cuda else "32-true",  # a CPU's backward pass is slower in it
             callbacks=callbacks,
             plugins=[_WholeCheckpoints()],
@@ -505,8 +518,8 @@ def _claim(folder: Path, record: dict, ours: Processes) -> Path | None:
     if not ours.first:
         return last if last.exists() else None
     try:
-        for left in folder.glob(".*.part"):  # by a write that was killed
-            left.unlink()
+        for file in (sheet, last):
+            clear_halves(file)
         with whole_file(sheet) as temporary:
             temporary.write_bytes(text.encode())
     except OSError as error:

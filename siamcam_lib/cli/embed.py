@@ -1,4 +1,4 @@
-"""`siamcam embed`: a folder of pictures in, a gallery on disk out, however many pictures."""
+"""`siamcam embed`: a folder of class folders in, a gallery on disk out, however many pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from siamcam_lib.cli.frame import PATH, as_json, model, tell, working, writable
+from siamcam_lib.cli.frame import PATH, as_json, loaded, model, tell, working, writable
 from siamcam_lib.cli.network import network
 
 EXAMPLE = """\b
@@ -32,11 +32,13 @@ def embed(
 ) -> None:
     """Look at every picture of FOLDER once and write a gallery, which Gallery.open reads.
 
+    FOLDER holds one folder for each class, or is the name of a data set.
     An interrupted call is taken up by calling again: finished shards whose pictures have not
     changed are not computed again. Processes that torchrun or srun starts with this command share
     the work, a GPU for each where there are GPUs.
     """
-    writable(output / "gallery.json")
+    if not (output / "gallery.json").is_file():  # one that is finished may be of a read-only disk
+        writable(output / "gallery.json")
     start = time.perf_counter()
     with working() as watched:
         import siamcam_lib as sc
@@ -44,7 +46,9 @@ def embed(
         from siamcam_lib.embedder import as_explainable
         from siamcam_lib.looking import Pictures
 
-        images = sc.datasets.load(folder)
+        # every picture is decoded later; sets with a name take no such option, or have it already
+        options = {} if folder in sc.datasets.names() else {"check": "header"}
+        images = loaded(folder, **options)
         seeing = as_explainable(network(model))
         done = embedding.embed(
             output, seeing, Pictures(images),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from siamcam_lib.cli.frame import PATH, as_json, seed, tell, working, writable
+from siamcam_lib.cli.frame import PATH, as_json, loaded, readable, seed, tell, working, writable
 
 EXAMPLE = "\b\nExample:\n  siamcam evaluate new-photos --model model.safetensors -o report.html"
 
@@ -30,11 +30,11 @@ def evaluate(folder: str, model: Path, output: Path, seed: int, as_json: bool) -
         from siamcam_lib.report import audit
 
         net = sc.SiameseNet.load(model)
-        images = sc.datasets.load(folder)
+        images = loaded(folder)
         found = audit(net, images, seed=seed, progress=watched)
         found.to_html(output)
     record = found.record() | {"model": str(model), "page": str(output)}
-    advice = [f"- {check.advice}" for check in found.checks if check.fires]
+    advice = [readable(f"- {check.advice}") for check in found.checks if check.fires]
 
     def text() -> str:
         said = advice or ["No rule asks for a change."]

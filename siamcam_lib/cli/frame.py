@@ -8,12 +8,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from siamcam_lib.errors import DataError, SiamcamError
 from siamcam_lib.files import shown as readable
+
+if TYPE_CHECKING:
+    from siamcam_lib.datasets import ImageSet
 
 INTERRUPTED = 130
 PATH = click.Path(path_type=Path)
@@ -33,7 +36,7 @@ class Group(click.Group):
         except BrokenPipeError:
             raise  # whoever reads has had enough, which click knows to take
         except (SiamcamError, OSError) as error:
-            raise click.ClickException(" ".join(readable(error).split())) from error
+            raise click.ClickException(readable(" ".join(str(error).split()))) from error
         except KeyboardInterrupt:
             click.echo("\nStopped.", err=True)
             ctx.exit(INTERRUPTED)
@@ -50,8 +53,22 @@ def working() -> Iterator[bool]:
 
 
 def tell(record: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
-    """The result, for machines or for people."""
-    click.echo(json.dumps(record, indent=1, allow_nan=False) if as_json else readable(text()))
+    """The result, for machines or for people: lines, in which names are `readable` already."""
+    if as_json:
+        click.echo(json.dumps(record, indent=1, allow_nan=False))
+    else:
+        click.echo("\n".join(readable(line) for line in text().split("\n")))
+
+
+def loaded(folder: str, **options: Any) -> ImageSet:
+    """The pictures of FOLDER; the first process says on stderr what was found and left out."""
+    import siamcam_lib as sc
+    from siamcam_lib.processes import processes
+
+    images = sc.datasets.load(folder, **options)
+    for note in images.notes if processes().first else ():
+        click.echo(readable(note), err=True)
+    return images
 
 
 def writable(path: Path) -> Path:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from siamcam_lib.cli.frame import PATH, as_json, model, readable, seed, tell, working, writable
+from siamcam_lib.cli.frame import (
+    PATH,
+    as_json,
+    loaded,
+    model,
+    readable,
+    seed,
+    tell,
+    working,
+    writable,
+)
 from siamcam_lib.cli.network import network
 
 if TYPE_CHECKING:
@@ -36,7 +46,7 @@ def gallery(
     with working() as watched:
         import siamcam_lib as sc
 
-        images = sc.datasets.load(folder)
+        images = loaded(folder)
         shown = images.subset(evenly(images, most, seed))
         net = network(model)
         made = sc.Gallery.embed(net, shown, progress=watched)

@@ -24,9 +24,11 @@ def network(model: Path | None) -> SiameseNet | Embedder:
         ModelError: if the file is not one that `SiameseNet.save` wrote.
     """
     from siamcam_lib import Embedder, SiameseNet
+    from siamcam_lib.processes import processes
 
     if model is not None:
         return SiameseNet.load(model)
     untrained = Embedder.imagenet()
-    click.echo(WARNING.format(threshold=untrained.threshold), err=True)
+    if processes().first:
+        click.echo(WARNING.format(threshold=untrained.threshold), err=True)
     return untrained

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from siamcam_lib.cli.frame import PATH, as_json, metrics, seed, tell, working, writable
+from siamcam_lib.cli.frame import PATH, as_json, loaded, metrics, seed, tell, working, writable
 
 EXAMPLE = """\b
 Examples:
@@ -47,9 +47,7 @@ def train(
         from siamcam_lib.processes import processes
 
         ours = processes()
-        images = sc.datasets.load(folder)
-        for note in images.notes if ours.first else ():
-            click.echo(note, err=True)
+        images = loaded(folder)
         parts = sc.pairs.split(images, seed)
         net = sc.SiameseNet(backbone, image_size=image_size)
         recipe = sc.FINETUNE if finetune else sc.FROZEN

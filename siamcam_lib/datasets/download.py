@@ -228,7 +228,7 @@ def _transfer(session: requests.Session, url: str, part: Path, progress: bool) -
         if response.status_code == 416:  # there is nothing after what is here
             _forget(part)
             raise _Cut("the server holds another file than before")
-        if response.status_code not in (200, 206):
+        if response.status_code not in ((200, 206) if begin else (200,)):
             raise DownloadError(
                 f"{url} answers {response.status_code} {response.reason}. Try again later, or "
                 "give fetch the url of another copy of the same archive."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from siamcam_lib.files import expanded
 # What unpackers and file managers leave behind; nobody means a class by it.
 _LITTER = frozenset({"__MACOSX", "__pycache__", "$RECYCLE.BIN", "System Volume Information"})
 
+_AT_ONCE = 4096  # pictures handed to the threads that check them: each takes memory as it waits
+
 
 @dataclass(frozen=True)
 class FolderSource:
@@ -41,9 +44,7 @@ class FolderSource:
     root: Path
     origin: str = "folder"
     max_pixels: int = _images.MAX_PIXELS
-    _digests: dict[tuple[str, int, int], str] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _digests: dict[str, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def path(self, item: str) -> Path:
         """The file of the picture called `item`."""
@@ -74,17 +75,19 @@ class FolderSource:
         path = self.path(item)
         try:
             status = path.stat()
-            key = (item, status.st_size, status.st_mtime_ns)
-            if key not in self._digests:
+            stamp = struct.pack("<qq", status.st_size, status.st_mtime_ns)
+            known = self._digests.get(item, b"")
+            if not known.startswith(stamp):
                 with path.open("rb") as file:
-                    self._digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+                    known = stamp + hashlib.file_digest(file, "sha256").digest()
+                self._digests[item] = known
         except FileNotFoundError as error:
             raise DataNotFoundError(
                 f"{path} was there when the set was loaded; it is gone."
             ) from error
         except OSError as error:
             raise ImageError(f"{path} cannot be read: {error}.") from error
-        return self._digests[key]
+        return known[len(stamp) :].hex()
 
 
 def load_folder(
@@ -301,19 +304,18 @@ def _unreadable(root: Path, items: list[str], full: bool, max_pixels: int) -> di
             return str(error)
         return None
 
+    starts = range(0, len(items), _AT_ONCE)
     # Pillow lets other threads run while it decodes. The bar appears only if this takes long.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        faults = list(
-            tqdm(
-                pool.map(fault, items),
-                total=len(items),
-                desc="checking images",
-                unit="image",
-                delay=2,
-                leave=False,
-            )
+        faults = tqdm(
+            (f for start in starts for f in pool.map(fault, items[start : start + _AT_ONCE])),
+            total=len(items),
+            desc="checking images",
+            unit="image",
+            delay=2,
+            leave=False,
         )
-    return {item: f for item, f in zip(items, faults, strict=True) if f is not None}
+        return {item: f for item, f in zip(items, faults, strict=True) if f is not None}
 
 
 def _check_counts(root: Path, folders: Iterable[str], counts: np.ndarray) -> None:

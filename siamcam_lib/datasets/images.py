@@ -72,7 +72,8 @@ def read(
     Args:
         source: A path, the bytes of a file, or a file opened for reading in binary mode.
         max_pixels: The largest width times height that is decoded. It is compared with the
-            file's header before any memory is taken for the pixels.
+            file's header before any memory is taken for the pixels. Pillow's own warning of large
+            pictures is switched off in this process.
 
     Returns:
         A Pillow image of mode ``"RGB"`` with no link to the file.
@@ -245,16 +246,16 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
 @contextmanager
 def _quiet_about_size(name: str) -> Iterator[None]:
     """Leave the limit to `_check_size`, which knows the caller's; Pillow's own only warns."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            yield
-        except Image.DecompressionBombError as error:
-            limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-            raise ImageError(
-                f"{name} has more pixels than Pillow's own limit of {limit:,}. Make it smaller, "
-                "or, if it can be trusted, raise both max_pixels and PIL.Image.MAX_IMAGE_PIXELS."
-            ) from error
+    # For good: catch_warnings belongs to no thread, and would bring back filters of others.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ImageError(
+            f"{name} has more pixels than Pillow's own limit of {limit:,}. Make it smaller, "
+            "or, if it can be trusted, raise both max_pixels and PIL.Image.MAX_IMAGE_PIXELS."
+        ) from error
 
 
 @contextmanager

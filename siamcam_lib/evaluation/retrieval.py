@@ -86,14 +86,15 @@ def retrieval(
         labels: (n,) class of each image.
         groups: (n,) images of one group (copies, one flat) do not find each other; by default
             each is a group of its own. An image never finds itself.
-        queries: Which images ask; by default all. All n are looked among.
+        queries: Which images ask, their positions or (n,) bool; by default all. All n are looked
+            among.
         ks: Each at least 1.
         bootstrap: Resamples of the queries; those of one group are drawn together.
         seed: Of the resampling.
 
     Raises:
-        EvaluationError: if the lengths differ, a number is not finite, `ks` is not positive, or no
-            query has another image of its class to find.
+        EvaluationError: if the lengths differ, a number is not finite, `ks` is not positive,
+            `queries` are no positions, or no query has another image of its class to find.
 
     Example:
         >>> e = np.array([[0.0], [0.1], [0.3], [1.0], [1.2], [0.2]])
@@ -105,7 +106,9 @@ def retrieval(
     n = len(e)
     labels = np.asarray(labels)
     groups = np.arange(n) if groups is None else np.asarray(groups)
-    asked = np.arange(n) if queries is None else np.asarray(queries, np.int64)
+    asked = np.arange(n) if queries is None else np.asarray(queries)
+    if asked.dtype == bool and asked.shape == (n,):
+        asked = np.flatnonzero(asked)
     _check(e, labels, groups, asked, ks)
     values: list[dict[str, np.ndarray]] = []
     chances, answered = [], []
@@ -212,10 +215,11 @@ def _check(
             "An embedding is not finite; the network's weights are damaged or its training "
             "diverged."
         )
-    if asked.ndim != 1 or not len(asked) or not ((asked >= 0) & (asked < len(e))).all():
+    whole = asked.ndim == 1 and len(asked) and np.issubdtype(asked.dtype, np.integer)
+    if not whole or not ((asked >= 0) & (asked < len(e))).all():
         raise EvaluationError(
-            f"Queries are positions of images, 0 to {len(e) - 1}, at least one; "
-            f"{asked.tolist()[:5]} were given."
+            f"Queries are positions of images, 0 to {len(e) - 1}, at least one, or {len(e)} "
+            f"booleans; {asked.ravel()[:5].tolist()} were given."
         )
     if not len(ks) or not all(isinstance(k, int | np.integer) and k > 0 for k in ks):
         raise EvaluationError(f"ks are positive whole numbers, not {tuple(ks)}.")

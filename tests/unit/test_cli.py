@@ -14,6 +14,7 @@ import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,8 +27,11 @@ import siamcam_lib as sc
 from siamcam_lib import backbones
 from siamcam_lib.cli import main
 from siamcam_lib.cli.explain import FILES
+from siamcam_lib.cli.frame import loaded
 from siamcam_lib.cli.gallery import evenly
+from siamcam_lib.cli.network import network
 from siamcam_lib.embedder import UNCALIBRATED
+from siamcam_lib.processes import Processes
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 COMMANDS = ("explain", "train", "evaluate", "gallery", "embed", "fetch", "book")
@@ -301,6 +305,53 @@ class TestEmbed:
         assert "torchrun --nproc-per-node=N" in told
 
 
+def stopped(*_, **__):
+    raise KeyboardInterrupt
+
+
+class TestNotes:
+    @pytest.fixture
+    def odd(self, pair, tmp_path) -> Path:
+        """A folder of which a picture is left out, whose name would clear the screen."""
+        for k in range(4):
+            (tmp_path / "odd" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(pair[0], tmp_path / "odd" / "ab"[k % 2] / f"{k}.png")
+        shutil.copy(pair[0], tmp_path / "odd" / "a" / "\x1b[2J\u202e\nforged")
+        return tmp_path / "odd"
+
+    @pytest.mark.parametrize("command", ["train", "evaluate", "gallery"])
+    def test_what_is_left_out_is_said_harmlessly(self, command, odd, model, tmp_path, monkeypatch):
+        for owner, work in (
+            (sc.pairs, "split"),
+            (import_module("siamcam_lib.report"), "audit"),
+            (sc.Gallery, "embed"),
+        ):
+            monkeypatch.setattr(owner, work, stopped)
+        words = [] if command == "train" else ["--model", model]
+        result = siamcam(command, odd, "-o", tmp_path / "out", *words)
+        note, *rest = result.stderr.splitlines()
+        assert "1 image left out" in note and note.isprintable() and "a/�[2J��forged" in note
+        assert (result.exit_code, rest) == (130, ["", "Stopped."])
+
+    def test_are_said_by_the_first_process_alone(self, odd, monkeypatch, capsys):
+        for rank in range(2):
+            ours = Processes(2, rank, 2, None)
+            monkeypatch.setattr(sc.processes, "processes", lambda ours=ours: ours)
+            assert len(loaded(str(odd))) == 4 and network(None).threshold == UNCALIBRATED
+            told = capsys.readouterr().err
+            assert ("left out" in told, "not calibrated" in told) == (not rank, not rank)
+
+    def test_a_class_s_name_forges_no_line(self, photos, model, tmp_path, monkeypatch):
+        check = SimpleNamespace(advice="Look at a\nb\u2028c.", fires=True)
+        found = SimpleNamespace(
+            report="good", checks=[check], record=dict, to_html=lambda path: None
+        )
+        monkeypatch.setattr(import_module("siamcam_lib.report"), "audit", lambda *a, **k: found)
+        page = tmp_path / "out.html"
+        told = fine("evaluate", photos, "--model", model, "-o", page).stdout
+        assert told.split("\n") == ["good", "- Look at a�b�c.", f"{page} is written", ""]
+
+
 class TestFetchAndBook:
     def test_fetch_hands_on(self, monkeypatch, tmp_path):
         asked = []
@@ -433,9 +484,6 @@ class TestOtherExitCodes:
         assert (result.exit_code, result.stdout) == (2, "") and "Usage:" in result.stderr
 
     def test_ctrl_c_is_130(self, photos, tmp_path, monkeypatch):
-        def stopped(*_, **__):
-            raise KeyboardInterrupt
-
         monkeypatch.setattr(sc, "fit", stopped)
         words = ("train", photos, "-o", tmp_path / "m.safetensors", "--image-size", 64)
         result = siamcam(*words)

@@ -68,6 +68,8 @@ class Server:
     announce: bool = True
     longest: int | None = None
     """Most bytes in one part; a server need not send all that was asked for."""
+    parts: bool = False
+    """Whether a part is sent that was not asked for: all of it."""
     shift: int = 0
     """How far the part that is sent lies from the one that was asked for."""
     cuts: list[int] = field(default_factory=list)
@@ -100,7 +102,8 @@ def server():
                 self.send_header("Content-Range", f"bytes {begin}-{last}/{len(body)}")
                 body = body[: last + 1]
             else:
-                self.send_response(200)
+                self.send_response(206 if state.parts else 200)
+                self.send_header("Content-Range", f"bytes 0-{len(body) - 1}/{len(body)}")
             body = body[begin:]
             if state.announce:
                 self.send_header("Content-Length", str(len(body)))
@@ -277,6 +280,13 @@ def test_part_that_was_not_asked_for_is_not_taken(server, home):
     server.cuts, server.shift = [1000], 7
     assert written(get("flowers", home, server)) == wanted("flowers")
     assert [r.get("Range") for r in server.requests] == [None, "bytes=1000-", None]
+
+
+def test_part_where_none_was_asked_for_is_told(server, home):
+    server.parts = True
+    with pytest.raises(DownloadError, match=f"{server.url} answers 206"):
+        get("flowers", home, server)
+    assert_nothing_there(home)
 
 
 def test_part_of_another_address_is_not_gone_on_with(server, home):

@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import load_file
 from torch import nn
 
 import siamcam_lib as sc
-from siamcam_lib import embedding, shards
+from siamcam_lib import embedding, looking, shards
 from siamcam_lib.embedder import as_explainable
 from siamcam_lib.errors import GalleryError, ImageError
-from siamcam_lib.looking import Pictures, decoded, repeated
+from siamcam_lib.looking import Pictures, Source, decoded, repeated
 from siamcam_lib.shards import KINDS, TABLE, Shards
 
 N, PER, BATCH = 11, 4, 2
@@ -246,6 +247,8 @@ def test_killed_at_any_moment_and_called_again_it_ends_the_same(tmp_path, paths,
     for moment in MOMENTS:
         before = written(tmp_path / moment)
         kept = sum(len(load_file(tmp_path / moment / name)["size"]) for name in before)
+        for left in (tmp_path / moment).glob(".*.part"):
+            os.utime(left, (0, 0))  # long ago
         assert embed(tmp_path / moment, paths) == N - kept, moment
         assert rows(tmp_path / moment) == undisturbed, moment
         left = [p.name for p in (tmp_path / moment).iterdir() if p.name.startswith(".")]
@@ -307,6 +310,137 @@ def test_a_changed_picture_costs_its_shard_and_no_other(
     assert [k for k in before if after[k] != before[k]] == [name]
     embed(tmp_path / "fresh", paths)
     assert rows(tmp_path / "g") == rows(tmp_path / "fresh")
+
+
+def test_what_is_being_changed_is_no_gallery(tmp_path, paths, monkeypatch):
+    """Killed midway it would hold old rows and new ones."""
+    embed(tmp_path / "g", paths)
+    picture(99).save(paths[5])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted(stop, patch, 0)
+        embed(tmp_path / "g", paths)
+    with pytest.raises(GalleryError, match="There is no gallery"):
+        Shards(tmp_path / "g")
+    assert embed(tmp_path / "g", paths) == PER
+    assert len(Shards(tmp_path / "g")) == N
+
+
+SHARD = shards.shard_name(1)
+ELSEWHERE = {
+    "missing": (lambda folder, other: (folder / SHARD).unlink(), "same folder"),
+    "cut": (lambda folder, other: (folder / SHARD).write_bytes(b"cut"), "same folder"),
+    "of other pictures": (
+        lambda folder, other: shutil.copy(other / SHARD, folder), r"\(other images\)"
+    ),
+    "of fewer rows": (
+        lambda folder, other: shards.write_shard(
+            folder, 1, {k: v[:2] for k, v in load_file(folder / SHARD).items()}, metadata(folder)
+        ), "same folder"
+    ),
+}  # fmt: skip
+
+
+def metadata(folder: Path) -> dict[str, str]:
+    with safe_open(folder / SHARD, "numpy") as file:
+        return file.metadata()
+
+
+@pytest.mark.parametrize("how", ELSEWHERE)
+def test_no_gallery_is_made_of_what_another_process_did_otherwise(
+    tmp_path, paths, monkeypatch, undisturbed, how
+):
+    embed(tmp_path / "other", paths[::-1])
+    done, (change, match) = embedding._work, ELSEWHERE[how]
+    monkeypatch.setattr(
+        embedding, "_work", lambda *a: (done(*a), change(tmp_path / "g", tmp_path / "other"))[0]
+    )
+    with pytest.raises(GalleryError, match=match):
+        embed(tmp_path / "g", paths)
+    assert not (tmp_path / "g" / TABLE).exists()
+    monkeypatch.undo()
+    if how == "of other pictures":
+        (tmp_path / "g" / SHARD).unlink()
+    assert embed(tmp_path / "g", paths) == PER
+    assert rows(tmp_path / "g") == undisturbed
+
+
+def test_of_a_shard_that_shows_the_same_one_row_is_read(tmp_path, monkeypatch):
+    images = [picture(k) for k in range(8)] + [picture(k) for k in range(8)]
+    asked, read = [], embedding._Job._read
+
+    def reading(job, number, *kinds, rows=slice(None)):
+        found = read(job, number, *kinds, rows=rows)
+        asked.append((kinds, len(found[kinds[0]])))
+        return found
+
+    monkeypatch.setattr(embedding._Job, "_read", reading)
+    embed(tmp_path / "g", images, per=8)
+    some = [count for kinds, count in asked if kinds == ("maps", "scale", "embedding")]
+    assert some == [1] * 8
+
+
+def test_a_finished_gallery_may_be_of_a_disk_that_cannot_be_written(tmp_path, paths, monkeypatch):
+    embed(tmp_path / "g", paths)
+
+    def readonly(*args, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(shards, "whole_file", readonly)
+    assert embed(tmp_path / "g", paths) == 0
+
+
+def test_only_what_a_killed_call_left_long_ago_is_removed(tmp_path, paths):
+    (tmp_path / "g").mkdir()
+    old = [".shard-00000.safetensors.a.part", f".{TABLE}.b.part", ".photo.png.c.part"]
+    for name in [*old, ".shard-00001.safetensors.d.part"]:
+        (tmp_path / "g" / name).write_text("half")
+        if name in old:
+            os.utime(tmp_path / "g" / name, (0, 0))
+    embed(tmp_path / "g", paths)
+    left = sorted(p.name for p in (tmp_path / "g").iterdir() if p.name.startswith("."))
+    assert left == [".photo.png.c.part", ".shard-00001.safetensors.d.part"]
+
+
+def test_a_gallery_of_an_older_version_is_called_so(tmp_path, paths):
+    folder = sc.Gallery.embed(network(), paths, progress=False).save(tmp_path / "g")
+    table = json.loads((folder / TABLE).read_text()) | {"format": "siamcam-gallery-1"}
+    (folder / TABLE).write_text(json.dumps(table))
+    with pytest.raises(GalleryError, match="older version .*delete it and make it again"):
+        embed(folder, paths)
+
+
+def test_no_picture():
+    with pytest.raises(GalleryError, match="needs at least one image"):
+        embedding.embed("g", as_explainable(network()), Pictures([]))
+    assert not Path("g").exists()
+
+
+def test_another_batch_size_takes_up(tmp_path, paths):
+    embed(tmp_path / "g", paths)
+    (tmp_path / "g" / SHARD).unlink()
+    assert embed(tmp_path / "g", paths, batch=3) == PER
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_what_is_no_file_is_not_opened_but_told(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(looking, "open", None, raising=False)  # it would block
+    for odd, what in ((tmp_path / "pipe", "not a regular file"), ("a\0b", "cannot be opened")):
+        with pytest.raises(ImageError, match=what):
+            embed(tmp_path / "g", [odd])
+
+
+def test_the_command_reads_headers_first(tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    from siamcam_lib.cli import main
+
+    asked = []
+    monkeypatch.setattr(sc.datasets, "load", lambda *a, **options: (asked.append(options), 1 / 0))
+    for folder in (str(tmp_path), "flowers"):
+        done = CliRunner().invoke(main, ["embed", folder, "-o", str(tmp_path / "g")])
+        assert isinstance(done.exception, ZeroDivisionError)
+    assert asked == [{"check": "header"}, {}]
 
 
 def test_a_damaged_shard_is_made_again(tmp_path, paths, undisturbed):
@@ -383,16 +517,16 @@ def test_decoding_is_one_batch_ahead_in_other_threads_and_in_order():
     asked, threads, lock = [], set(), threading.Lock()
 
     class Asked(Pictures):
-        def reader(self, i):
+        def source(self, i):
             asked.append(i)
             assert threading.current_thread() is threading.main_thread()
 
-            def read():
+            def doing(what):
                 with lock:
                     threads.add(threading.current_thread())
-                return picture(i)
+                return what
 
-            return read
+            return Source(lambda: doing(None), lambda: doing(picture(i)))
 
     found, batches = [], [range(k, k + 3) for k in range(0, 12, 3)]
     for k, batch in enumerate(decoded(Asked([None] * 12), batches, 16)):

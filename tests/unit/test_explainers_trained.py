@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 
 import numpy as np
@@ -270,6 +271,11 @@ class TestDecoder:
         torch.manual_seed(3)
         train_decoder(build(), images.subset(range(10)), hidden=0, epochs=1, progress=False)
         assert torch.equal(torch.rand(3), want)
+
+    def test_training_leaves_the_callers_logs_alone(self, images, monkeypatch):
+        monkeypatch.setattr(logger := logging.getLogger("lightning.pytorch"), "level", 17)
+        train_decoder(build(), images.subset(range(10)), hidden=0, epochs=1, progress=False)
+        assert logger.level == 17
 
     def test_it_is_deaf_to_features_that_never_varied(self, images):
         net = build()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -73,6 +73,12 @@ def cache(tmp_path) -> FeatureCache:
 
 def features(net, pictures, cache, **options):
     return pooled_features(net, pictures, cache=cache, progress=False, **options)
+
+
+def test_the_bar_shows_a_hostile_name_harmlessly(cache, capsys):
+    pooled_features(network(), replace(images(), name="a\x1b[2Jb\u202e"), cache=cache)
+    told = capsys.readouterr().err
+    assert "features of a�[2Jb�" in told and "\x1b[2J" not in told
 
 
 class TestValues:

@@ -88,6 +88,21 @@ def test_a_killed_process_leaves_the_old_content(tmp_path):
     assert target.read_text() == "new"
 
 
+def test_only_old_halves_of_the_file_itself_are_cleared(tmp_path):
+    old = [".n[o]te.abc.part", ".note.abc.part", ".n[o]te.part", "n[o]te.abc.part", ".n[o]te.x"]
+    for name in old:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / ".n[o]te.new.part").touch()
+    files.clear_halves(tmp_path / "n[o]te")
+    assert {p.name for p in tmp_path.iterdir()} == {*old[1:], ".n[o]te.new.part"}
+
+
+@pytest.mark.parametrize("character", "\n\r\t\x85\u2028\u2029\u061c\u200e\u200f\u202e\u2069")
+def test_a_name_is_shown_on_one_line_in_one_direction(character):
+    assert files.shown(f"a{character}b") == "a�b"
+
+
 class TestCacheHome:
     def test_the_variable_names_it_and_it_is_made(self, tmp_path, monkeypatch):
         monkeypatch.setenv("SIAMCAM_CACHE", str(tmp_path / "a" / "b"))

@@ -7,12 +7,15 @@ import hashlib
 import os
 import pickle
 import sys
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from siamcam_lib.datasets import folders
 from siamcam_lib.datasets import images as reader
 from siamcam_lib.datasets.folders import FolderSource, load_folder
 from siamcam_lib.errors import DataError, DataNotFoundError, ImageError
@@ -51,6 +54,30 @@ def test_name_origin_and_classes_can_be_given(pets):
     assert images.counts() == {"dog": 2, "cat": 3}
     with pytest.raises(DataError, match="no class folder bird"):
         load_folder(pets, classes=["dog", "bird"])
+
+
+def test_few_pictures_wait_for_their_check_at_a_time(tmp_path, monkeypatch):
+    for k in range(20):
+        picture(tmp_path / "ab"[k % 2] / f"{k}.png")
+    (tmp_path / "a" / "18.png").write_bytes(b"damaged")
+    handed = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *task):
+            handed.append(task)
+            return super().submit(*task)
+
+    def watched(faults, **_):
+        for done, fault in enumerate(faults):
+            assert len(handed) <= done + 3
+            yield fault
+
+    monkeypatch.setattr(folders, "_AT_ONCE", 3)
+    monkeypatch.setattr(folders, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(folders, "tqdm", watched)
+    with pytest.raises(ImageError, match="1 picture in .*18.png"):
+        load_folder(tmp_path)
+    assert len(handed) == 20
 
 
 def test_a_single_dot_gives_a_name(pets, monkeypatch):
@@ -277,6 +304,21 @@ def test_digest_is_that_of_the_bytes_and_follows_them(pets):
     picture(path, 200)
     os.utime(path, ns=(1, 1))  # some clocks are too coarse to tell two writes apart
     assert source.digest("cat/1.png") == hashlib.sha256(path.read_bytes()).hexdigest() != first
+
+
+def test_digests_of_many_files_take_little_memory(tmp_path):
+    """Names are the image set's; a changed file's digest takes the place of the old one."""
+    source, items = FolderSource(tmp_path), [f"{k}.png" for k in range(500)]
+    for text in ("old", "newer"):
+        for item in items:
+            (tmp_path / item).write_text(text)
+        tracemalloc.start()
+        for item in items:
+            source.digest(item)
+        taken = tracemalloc.get_traced_memory()[0] / len(items)
+        tracemalloc.stop()
+        assert taken < 200, text
+    assert len(source._digests) == len(items)
 
 
 def test_digest_reads_an_unchanged_file_once(pets, monkeypatch):

@@ -49,7 +49,11 @@ from siamcam_lib.datasets import catalogue, download, images
 from siamcam_lib.decoder import Decoder
 from siamcam_lib.errors import DownloadError, SiamcamError
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # of Pillow, zipfile and torch, as they may
+    pytest.mark.filterwarnings("ignore:IM image format:DeprecationWarning"),
+]
 
 WANTED, USUAL = int(os.environ.get("SIAMCAM_FUZZ", "0")), 640
 MOST_PIXELS = 1_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import shutil
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -702,7 +703,7 @@ class TestFiles:
         for saved, written in zip(*files, strict=True):
             if saved.name == TABLE:
                 one, two = (json.loads(p.read_text()) for p in (saved, written))
-                assert one | {"contents": two["contents"]} == two
+                assert one | {k: two[k] for k in ("contents", "names")} == two
                 continue
             one, two = (load_file(p) for p in (saved, written))
             assert all(one[kind].tobytes() == two[kind].tobytes() for kind in shards.KINDS)
@@ -841,6 +842,20 @@ class TestFileErrors:
         images = (PICTURES * 2)[:count]
         with pytest.raises(GalleryError, match=f"holds 7 images, {count} were given"):
             Gallery.open(folder, images=images)
+
+    def test_other_images(self, tmp_path):
+        paths = [tmp_path / f"{k}.png" for k in range(N)]
+        for path, picture in zip(paths, PICTURES, strict=True):
+            picture.save(path)
+        gal = Gallery.embed(siamese(True), paths, folder=tmp_path / "g", progress=False)
+        gal.save(tmp_path / "again")
+        moved = [shutil.copy(path, tmp_path / f"moved {path.name}") for path in paths]
+        for folder in (tmp_path / "g", tmp_path / "again"):
+            for images in (paths, moved):
+                assert Gallery.open(folder, images=images).image(2).size == PICTURES[2].size
+                for other in (images[::-1], [*images[:-1], images[0]]):
+                    with pytest.raises(GalleryError, match="of other images, or of these in an"):
+                        Gallery.open(folder, images=other)
 
     def test_no_gallery(self, tmp_path):
         for place in (tmp_path / "nowhere", tmp_path):

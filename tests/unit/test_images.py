@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
@@ -308,6 +309,21 @@ def test_pillow_may_warn_but_ours_decides():
         # 90 megapixels: Pillow would warn, our limit allows it; it is cut short all the same.
         with pytest.raises(ImageError, match="damaged or truncated"):
             images.read(huge_png(9_000, 10_000))
+
+
+def test_filters_of_warnings_that_others_take_back_stay_away():
+    """Another thread may be within catch_warnings while this one reads."""
+    with contextlib.ExitStack() as other:
+        other.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("error", message="another's")
+
+        class File(io.BytesIO):
+            def read(self, *size):
+                other.close()
+                return super().read(*size)
+
+        images.read(File(encoded(corner_picture(), "PNG")))
+    assert not any(text and text.pattern == "another's" for _, text, *_ in warnings.filters)
 
 
 def test_postscript_is_not_run():

@@ -397,3 +397,37 @@ class TestBadFiles:
         with pytest.raises(ModelError):
             sc.SiameseNet.load(tampered(small(), tmp_path / "f", tensors=tensors), backbone=other)
         assert torch.equal(other.conv.weight, before)
+
+
+# --- several threads ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads():
+    """Says how many threads torch has, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 13])
+def test_a_look_in_several_threads_gives_the_same_bits(threads, count):
+    net = sc.SiameseNet("resnet18", pretrained=False, image_size=64).eval()
+    images = torch.rand(count, 3, 64, 64)
+    threads(1)
+    alone = net.look(images)
+    threads(3)
+    together = net.look(images)
+    assert torch.get_num_threads() == 3
+    if count > 4:  # a single part has all threads to itself, and rounds as it likes
+        assert torch.equal(alone, together)
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
+    assert together.is_inference()
+
+
+def test_what_goes_wrong_in_a_thread_is_heard_and_leaves_no_trace(threads):
+    net = sc.SiameseNet("resnet18", pretrained=False, image_size=64).eval()
+    threads(3)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        net.look(torch.rand(9, 4, 64, 64))
+    assert torch.get_num_threads() == 3

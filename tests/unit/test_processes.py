@@ -24,7 +24,7 @@ import siamcam_lib as sc
 from siamcam_lib import embedding, training
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.embedder import as_explainable
-from siamcam_lib.errors import SiamcamError, TrainingError
+from siamcam_lib.errors import GalleryError, SiamcamError, TrainingError
 from siamcam_lib.looking import Pictures
 from siamcam_lib.processes import Processes, processes
 from siamcam_lib.shards import KINDS, Shards
@@ -74,6 +74,26 @@ def test_one_process_needs_no_starter(environment):
     # a batch file of Slurm that forgets srun: four tasks were asked for, one process runs
     environment({k: v for k, v in srun(0, 4, 4).items() if k != "SLURM_STEP_ID"})
     assert processes().count == 1
+
+
+def test_one_process_of_a_larger_share_is_one(environment):
+    environment(srun(0, count=1, each=1) | {"SLURM_NTASKS_PER_NODE": "4"})  # srun -n1 in salloc
+    assert (processes().count, processes().each, processes().first) == (1, 1, True)
+
+
+@pytest.mark.parametrize(("cuda", "backend"), [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
+def test_messages_go_between_devices_of_either_kind(environment, monkeypatch, cuda, backend):
+    environment(torchrun(rank=1))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    made = processes().trainer(torch.device("cpu"), enable_checkpointing=False)
+    assert made.strategy._get_process_group_backend() == backend
+
+
+def test_srun_is_told_of_the_cores_that_sbatch_was_asked_for():
+    for script in (Path(__file__).parents[2] / "examples").glob("*.slurm"):
+        text = script.read_text("utf-8")
+        assert "#SBATCH --cpus-per-task=" in text
+        assert text.index("export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK") < text.index("\nsrun ")
 
 
 @pytest.mark.parametrize(
@@ -199,9 +219,20 @@ def fit_with_a_death(root: Path, rank: int) -> None:
     fit(root, "fit died", rank, True)
 
 
+def embed_others(root: Path, rank: int) -> None:
+    """A picture has come between the listings of both."""
+    images = Pictures(tiles().subset(range(N - rank)))
+    with pytest.raises(GalleryError, match="do not all have the same pictures"):
+        embedding.embed(
+            root / "others", as_explainable(network().eval()), images, images_per_shard=PER,
+            progress=False,
+        )  # fmt: skip
+
+
 TASKS: list[tuple[str, Callable, Callable[[Path, int], object]]] = [
     ("torchrun", torchrun, lambda root, rank: embed(root / "torchrun")),
     ("srun", srun, lambda root, rank: embed(root / "srun")),
+    ("others", torchrun, embed_others),
     ("death", torchrun, embed_with_a_death),
     ("after death", torchrun, lambda root, rank: (root / f"looked-{rank}").write_text(
         str(embed(root / "died")))),
@@ -277,6 +308,12 @@ def check_same(one: Path, two: Path) -> None:
 def test_two_processes_embed_as_one_does_to_the_last_bit(done, starter):
     assert ended(done)[starter] == [0, 0], (done / "said.txt").read_text()[-3000:]
     check_same(done / "alone", done / starter)
+
+
+@pytest.mark.slow
+def test_processes_that_see_other_pictures_are_told(done):
+    assert ended(done)["others"] == [0, 0], (done / "said.txt").read_text()[-3000:]
+    assert not list((done / "others").iterdir())
 
 
 @pytest.mark.slow

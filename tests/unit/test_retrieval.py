@@ -249,3 +249,22 @@ E = np.zeros((4, 2))
 def test_refuses_what_cannot_be_measured(given, named, told) -> None:
     with pytest.raises(EvaluationError, match=told):
         found_by(*given, **named)
+
+
+def test_queries_may_be_a_mask() -> None:
+    e, labels = collection(5)
+    asked = labels == 1
+    found, expected = (
+        found_by(e, labels, queries=queries, bootstrap=10)
+        for queries in (asked, np.flatnonzero(asked))
+    )
+    assert found.query.tolist() == expected.query.tolist() == np.flatnonzero(asked).tolist()
+
+
+@pytest.mark.parametrize(
+    "queries", [[1.9], [True, False], np.zeros(60, bool), ["1"], 3, [], [60]], ids=str
+)
+def test_queries_that_are_no_positions_are_told(queries) -> None:
+    e, labels = collection(5)
+    with pytest.raises(EvaluationError, match="positions of images, 0 to 59, .* or 60 booleans"):
+        found_by(e, labels, queries=queries, bootstrap=10)

@@ -116,6 +116,17 @@ class TestRoundTrip:
         for kind, dtype in KINDS.items():
             assert Shards(tmp_path).read(kind, 0, 3).dtype == dtype
 
+    @pytest.mark.parametrize("kind", ["embedding", "key"])
+    def test_tables_of_other_rows_differ(self, tmp_path, kind):
+        tables = []
+        for name, change in (("one", 0), ("two", 1), ("again", 0)):
+            writer, whole = ShardWriter(tmp_path / name, 4), rows(10)
+            whole[kind][7] += whole[kind].dtype.type(change)
+            writer.add(whole)
+            writer.close(ABOUT)
+            tables.append((tmp_path / name / TABLE).read_text())
+        assert tables[0] == tables[2] != tables[1]
+
     @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
     def test_files_can_be_read_by_others(self, tmp_path):
         write(tmp_path)
@@ -244,7 +255,7 @@ class TestReaderErrors:
         "content",
         [
             b"", b"{", b"not json", b"[]", b"null", b"3", b'"text"', b"{}", b"\xff\xfe",
-            b'{"format": "siamcam-gallery-1"}', b'{"format": "siamcam-gallery-2", "shards": ["x"]}',
+            b'{"format": "siamcam-gallery-0"}', b'{"format": "siamcam-gallery-2", "shards": ["x"]}',
         ],
     )  # fmt: skip
     def test_a_wrong_table(self, folder, content):
@@ -276,6 +287,8 @@ class TestReaderErrors:
             {"settings": {}}, {"settings": {"comparison": 3}},
             {"settings": {"comparison": "siamese"}},
             {"settings": ABOUT["settings"] | {"slope": "steep"}},
+            {"settings": ABOUT["settings"] | {"slope": float("nan")}},
+            {"settings": ABOUT["settings"] | {"offset": -float("inf")}},
         ],
         ids=repr,
     )  # fmt: skip
@@ -283,6 +296,12 @@ class TestReaderErrors:
         edit(folder, **changes)
         with pytest.raises(GalleryError, match="damaged"):
             Shards(folder)
+
+    def test_an_older_version(self, folder):
+        edit(folder, format="siamcam-gallery-1")
+        for call in (Shards, ShardWriter):
+            with pytest.raises(GalleryError, match="older version .*delete it and make it again"):
+                call(folder)
 
     @pytest.mark.parametrize("images", [9, 11, 0, -1, "10", None, 10.5])
     def test_another_number_of_images(self, folder, images):

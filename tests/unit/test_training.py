@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from siamcam_lib.augmentation import default_augmentation
 from siamcam_lib.errors import ModelError, PairError, TrainingError
 from siamcam_lib.features import FeatureCache, pooled_features
 from siamcam_lib.identity import identity
+from siamcam_lib.processes import Processes
 
 # --- tiny data and nets -----------------------------------------------------------------------
 
@@ -579,9 +581,63 @@ def test_a_disk_that_is_full_for_the_second_checkpoint_leaves_the_first(
 
 
 def test_what_a_killed_write_left_behind_is_cleared_away(split, cache, tmp_path):
-    (tmp_path / ".last.ckpt.abc.part").write_bytes(b"half")
+    left = [".last.ckpt.abc.part", ".training.json.abc.part"]
+    others = [".somebody's.part", "last.ckpt.part"]
+    for name in left + others:
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (0, 0))
+    now = tmp_path / ".last.ckpt.xyz.part"  # another process may be at it
+    now.write_bytes(b"half")
     train(tiny_net(), split, cache, folder=tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "training.json"]
+    stays = {"last.ckpt", "training.json", now.name, *others}
+    assert {path.name for path in tmp_path.iterdir()} == stays
+
+
+def test_a_checkpoint_of_a_gpu_is_taken_up_on_a_machine_without(
+    split, cache, tmp_path, monkeypatch, undisturbed
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:7")  # as a GPU writes it
+        on_step(_raise_at(5, RuntimeError("power cut")), patch)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(tiny_net(), split, cache, folder=tmp_path)
+    net = tiny_net()
+    fit = train(net, split, cache, folder=tmp_path)
+    assert fit.resumed_at == 1
+    assert differences(outcome(net, fit), undisturbed(False)) == []
+
+
+def _task(resumed_at: int, others: int) -> SimpleNamespace:
+    """What `_Task.on_fit_start` looks at, in one of two processes."""
+    ours = SimpleNamespace(count=2, total=lambda number, device: number + others)
+    device, state = torch.device("meta"), {"weight": torch.ones(2)}
+    return SimpleNamespace(history=[{}] * resumed_at, ours=ours, device=device, best_state=state)
+
+
+def test_the_best_weights_go_where_the_network_trains():
+    training._Task.on_fit_start(task := _task(3, 3))
+    assert task.best_state["weight"].is_meta
+
+
+@pytest.mark.parametrize(("here", "there"), [(3, 0), (0, 3), (2, 3)])
+def test_processes_that_see_other_folders_do_not_train(here, there):
+    with pytest.raises(TrainingError, match=f"this one at {here}; .* that all machines share"):
+        training._Task.on_fit_start(_task(here, there))
+
+
+def test_of_several_processes_the_first_alone_draws_bars(split, cache, monkeypatch):
+    drawn = []
+
+    def frozen(net, split, recipe, views, cache, progress):
+        drawn.append(progress)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_frozen", frozen)
+    for rank in range(2):
+        monkeypatch.setattr(training, "processes", lambda rank=rank: Processes(2, rank, 2, None))
+        with pytest.raises(KeyboardInterrupt):
+            sc.fit(tiny_net(), split, recipe=FROZEN)
+    assert drawn == [True, False]
 
 
 # --- the folder -------------------------------------------------------------------------------
