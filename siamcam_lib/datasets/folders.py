@@ -163,7 +163,7 @@ def load_folder(
     if bad and on_bad == "raise":
         raise ImageError(
             f"{_many(len(bad), 'picture')} in {root} cannot be read: {_listed(bad.values())} "
-            'Replace or remove them, or load with on_bad="skip".'
+            'Or leave such pictures out: load with on_bad="skip".'
         )
     if bad:
         notes.append(f"{_many(len(bad), 'unreadable picture')} left out: {_listed(bad.values())}")
