@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import html
 import io
 import json
 import os
@@ -483,14 +484,18 @@ class TestPages:
     def test_names_that_are_no_unicode(self, tmp_path):
         made = sc.Gallery.embed(network(), [picture(k) for k in range(2)], progress=False)
         file = made.widget(names=NAMES[-2:]).to_html(tmp_path / "e.html", title=NAMES[-2])
-        harmless(file.read_text("utf-8"), scripts=2)
+        text = file.read_text("utf-8")
+        harmless(text, scripts=2)
+        assert html.escape(shown(NAMES[-2])) in text
 
     def test_league_table(self, tmp_path):
         evil = NAMES[0]
         row = {"explainer": evil, "measure": evil, "higher": True, "mean": 0.2, "low": 0.1,
                "high": 0.3, "seconds": 0.01}  # fmt: skip
         explorer = league_table({evil: pd.DataFrame([row])})
-        harmless(explorer.to_html(tmp_path / "l.html", title=evil).read_text("utf-8"), scripts=2)
+        text = explorer.to_html(tmp_path / "l.html", title=evil).read_text("utf-8")
+        harmless(text, scripts=2)
+        assert html.escape(evil) in text
 
     def test_scripts_of_explorers_make_no_tags_of_names(self):
         """Where HTML is written as text, no name is among what is put in."""
