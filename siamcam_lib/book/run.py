@@ -293,6 +293,10 @@ def recorded_runs(stage: Path | str) -> list[ChapterRun]:
     file = Path(stage) / RUNS_FILE
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
+        for row in rows:
+            place = PurePath(row["path"])
+            if place.is_absolute() or ".." in place.parts:
+                raise ValueError(f"{row['path']!r} leads out of it")
         return [ChapterRun(**{**row, "path": Path(stage) / row["path"]}) for row in rows]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise BookError(

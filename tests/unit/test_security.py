@@ -38,7 +38,7 @@ import siamcam_lib as sc
 from siamcam_lib import results, training
 from siamcam_lib.book import __main__ as command
 from siamcam_lib.book import run_chapters
-from siamcam_lib.book.run import chapters
+from siamcam_lib.book.run import chapters, recorded_runs
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.cli import main
 from siamcam_lib.datasets import catalogue, download, images
@@ -598,3 +598,11 @@ def test_the_policy_is_written_down():
     for word in ("pickle", "safetensors", "127.0.0.1", "escape", "private security advisor"):
         assert word in text, word
     assert not re.search(r"[\w.]+@[\w.]+\.\w+", text)  # nobody's address is made up
+
+
+@pytest.mark.parametrize("path", ["../outside.ipynb", "a/../../outside.ipynb", "/outside.ipynb"])
+def test_a_record_of_runs_names_nothing_outside_its_folder(tmp_path, path):
+    run = {"name": "a", "path": path, "seconds": 1.0, "executed": True, "parameters": {}}
+    (tmp_path / "runs.json").write_text(json.dumps([run]))
+    with pytest.raises(BookError, match="leads out"):
+        recorded_runs(tmp_path)
