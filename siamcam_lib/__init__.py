@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from siamcam_lib.embedder import Embedder
     from siamcam_lib.evaluation import Report, evaluate
     from siamcam_lib.explanation import Explanation, explain
+    from siamcam_lib.exporting import export_onnx
     from siamcam_lib.features import View
     from siamcam_lib.gallery import Gallery
     from siamcam_lib.model import SiameseNet
@@ -49,6 +50,7 @@ HOMES = {
     "embedder": ["Embedder"],
     "evaluation": ["Report", "evaluate"],
     "explanation": ["Explanation", "explain"],
+    "exporting": ["export_onnx"],
     "features": ["View"],
     "gallery": ["Gallery"],
     "model": ["SiameseNet"],
@@ -95,6 +97,7 @@ __all__ = [
     "evaluation",
     "explain",
     "explainers",
+    "export_onnx",
     "features",
     "fit",
     "gradcam",

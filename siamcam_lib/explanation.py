@@ -103,6 +103,24 @@ class Explanation:
 
         return plots.explanation(self, **options)
 
+    @classmethod
+    def open(cls, path: str | Path, a: Any = None, b: Any = None) -> Explanation:
+        """Read ``explanation.json``, written by `siamcam explain` or by the explorer in a page.
+
+        Args:
+            path: Of the file; `siamcam_lib.record` says what is in it.
+            a: The first picture, as in `sc.explain`; needed only to draw the explanation.
+            b: The second.
+
+        Raises:
+            ExplanationError: if it is no such file, or a picture is not the one that was
+                explained.
+            ImageError: if a picture cannot be read.
+        """
+        from siamcam_lib import record  # it makes explanations: imported when asked for
+
+        return record.opened(path, a, b)
+
     def save(self, folder: str | Path) -> Path:
         """Write what was found into a folder, which is made where it is missing.
 

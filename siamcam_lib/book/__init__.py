@@ -1,7 +1,8 @@
 """Runs the chapters of the book once and renders the result; the introduction says how.
 
-`run` executes every notebook of `_toc.yml` into a staging folder, `vendor` puts the scripts of the
-pages there, `build` renders the staged copies. The same staged run serves the tests and the pages.
+`run` executes every notebook of `_toc.yml` into a staging folder, `vendor` and `models` put the
+scripts and the models of the pages there, `build` renders the staged copies. The same staged run
+serves the tests and the pages.
 """
 
 from siamcam_lib.book.build import build

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from siamcam_lib.book.models import models
 from siamcam_lib.book.run import ChapterRun, page_names, recorded_runs, writing
 from siamcam_lib.book.vendor import vendor
 from siamcam_lib.errors import BookError
@@ -36,14 +37,17 @@ def build(root: Path | str, stage: Path | str, out: Path | str | None = None) ->
         The first page of the site.
 
     Raises:
-        BookError: Nothing was staged, the scripts of the pages cannot be had, Sphinx found
-            something to warn of (the message has its warnings), or the site cannot be written.
+        BookError: Nothing was staged, the scripts or models of the pages cannot be had, Sphinx
+            found something to warn of (the message has its warnings), or the site cannot be
+            written.
     """
     root, stage = Path(root).resolve(), Path(stage).resolve()
     out = Path(out).resolve() if out else root / "_build" / "html"
     runs, names = recorded_runs(stage), page_names(stage)
     with writing(stage):
         vendor(stage / "book" / "_static" / "vendor")
+        print("readying the models that run in pages ...", flush=True)
+        models(stage, stage / "book" / "_static" / "models")
     work, old = (out.with_name(f".{out.name}-{state}") for state in ("in-work", "old"))
     with writing(out):
         shutil.rmtree(work, ignore_errors=True)

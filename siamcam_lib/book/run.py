@@ -381,7 +381,7 @@ def _copy_surroundings(root: Path, stage: Path) -> None:
         if (root / name).is_file():
             shutil.copyfile(root / name, stage / name)
     not_pages = shutil.ignore_patterns(
-        "*.ipynb", "*.md", "__pycache__", ".ipynb_checkpoints", "vendor"
+        "*.ipynb", "*.md", "__pycache__", ".ipynb_checkpoints", "vendor", "models"
     )
     if (root / "book").is_dir():
         shutil.copytree(root / "book", stage / "book", ignore=not_pages, dirs_exist_ok=True)

@@ -1,20 +1,6 @@
 """`siamcam explain`: two pictures in; their score, the reasons for it and a page out.
 
-``explanation.json`` is an object with the entries
-
-- ``format``: ``"siamcam-explanation"``, ``version``: 1;
-- ``images``: for a and b its ``file`` as given, ``sha256`` of its bytes, ``width``, ``height``;
-- ``model``: its ``file``, or null for ImageNet features; ``digest`` of all that an embedding and a
-  map depend on besides the image; ``calibrated``: whether the threshold was chosen on pairs;
-- ``dissimilarity`` in [0, 1], ``similarity`` = 1 − dissimilarity, ``threshold``, ``decision``:
-  ``"dissimilar"`` from the threshold on, else ``"similar"``;
-- ``method`` and ``polarity``: see `sc.explain`;
-- ``raw``: for a and b the signed map, positive where it speaks for similarity: its ``shape`` (rows,
-  columns), ``kind`` ``"float32"`` and ``data``, base64 of the numbers in little-endian order, which
-  ``np.frombuffer(base64.b64decode(raw["data"]), "<f4").reshape(raw["shape"])`` reads;
-- ``blank``: for the factual and the counterfactual maps of a and b, whether they are zero
-  everywhere;
-- ``versions`` of the library and of torch.
+`siamcam_lib.record` says what ``explanation.json`` holds.
 """
 
 from __future__ import annotations
@@ -81,17 +67,18 @@ def explain(a: Path, b: Path, output: Path, model: Path | None, method: str, as_
 def described(
     found: Explanation, files: tuple[Path, Path], seeing: Any, model: Path | None
 ) -> dict[str, Any]:
-    """What ``explanation.json`` holds; see this module."""
+    """What ``explanation.json`` holds."""
     from importlib.metadata import version
 
     import torch
 
     from siamcam_lib.embedder import as_explainable
+    from siamcam_lib.record import FORMAT, VERSION
     from siamcam_lib.widgets.base import packed
 
     sides = dict(zip("ab", range(2), strict=True))
     return {
-        "format": "siamcam-explanation", "version": 1,
+        "format": FORMAT, "version": VERSION,
         "images": {
             side: {
                 "file": str(files[i]), "sha256": hashlib.sha256(files[i].read_bytes()).hexdigest(),

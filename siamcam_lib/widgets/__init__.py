@@ -4,6 +4,7 @@ Used by every chapter. Each is a box of standard controls linked to one view of 
 all the data it needs and does the arithmetic itself.
 """
 
+from siamcam_lib.portable import offer
 from siamcam_lib.widgets.base import Explorer, View
 from siamcam_lib.widgets.crop import crop_explorer
 from siamcam_lib.widgets.league import league_table
@@ -18,6 +19,7 @@ __all__ = [
     "crop_explorer",
     "league_table",
     "loss_explorer",
+    "offer",
     "pair_explorer",
     "steps_explorer",
     "threshold_explorer",

@@ -138,6 +138,7 @@ function thumbnails(label, pictures, choose) {
       option.setAttribute("aria-selected", i === k);
       option.tabIndex = i === k ? 0 : -1;
     });
+    if (k < 0) return void (options[0].tabIndex = 0); // none is chosen
     // never the page, only the list; with room for the ring around the chosen one
     const top = options[k].offsetTop - 6, bottom = top + options[k].offsetHeight + 12;
     if (top < element.scrollTop) element.scrollTop = top;

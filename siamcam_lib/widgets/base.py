@@ -148,14 +148,26 @@ class Explorer(ipywidgets.VBox):
         still = base64.b64encode(self.still()).decode()
         return data | {"image/png": still}, {"image/png": {"alt": self.about}}
 
-    def to_html(self, path: str | Path, title: str | None = None) -> Path:
+    def to_html(
+        self,
+        path: str | Path,
+        title: str | None = None,
+        models: str = "",
+        files: Mapping[str, bytes] | None = None,
+    ) -> Path:
         """Write the explorer as one file that needs nothing else: no server, kernel or network.
+
+        Args:
+            path: Of the file, which is written whole or not at all.
+            title: Of the page.
+            models: The script that announces the models it can run; see `siamcam_lib.widgets.own`.
+            files: Their files, by name.
 
         Raises:
             GalleryError: if the file cannot be written.
         """
         path = Path(path)
-        page = _page(self, title or self.about)
+        page = _page(self, title or self.about, models, files or {})
         try:
             with whole_file(path) as temporary:
                 temporary.write_text(page, encoding="utf-8")
@@ -177,7 +189,7 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
-script-src 'unsafe-inline'; style-src 'unsafe-inline'">
+script-src 'unsafe-inline'{running}; style-src 'unsafe-inline'">
 <link rel="icon" href="data:,">
 <title>{title}</title>
 <style>{style}</style>
@@ -190,6 +202,7 @@ script-src 'unsafe-inline'; style-src 'unsafe-inline'">
 <noscript>This page computes its pictures itself; allow it to run its script.</noscript>
 </main>
 <script type="application/json" id="siamcam-state">{state}</script>
+{models}
 <script type="module">
 {script}
 </script>
@@ -198,16 +211,22 @@ script-src 'unsafe-inline'; style-src 'unsafe-inline'">
 """
 
 
-def _page(explorer: Explorer, title: str) -> str:
+def _page(explorer: Explorer, title: str, models: str, files: Mapping[str, bytes]) -> str:
     """The explorer as HTML: the very module of the view, plain controls, and a model in little."""
     view = explorer.view
     traits = {name: getattr(view, name) for name in ("data", *explorer.controls)}
     controls = [_plain(trait, control) for trait, control in explorer.controls.items()]
+    inside = f"<script>\n{models}</script>\n" if models else ""
+    for name, data in files.items():
+        text = base64.b64encode(data).decode()
+        inside += f'<script type="text/plain" id="siamcam-{name}">{text}</script>\n'
     state = json.dumps({"traits": traits, "controls": controls}, ensure_ascii=True)
     return _PAGE.format(
         title=html.escape(shown(title)),
         style=view._css,
         state=state.replace("<", "\\u003c"),  # no name may close the script element
+        models=inside,
+        running=" blob: 'wasm-unsafe-eval'; worker-src blob:" if models else "",
         script=view._esm + source("standalone.js"),
     )
 

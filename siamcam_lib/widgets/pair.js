@@ -65,8 +65,9 @@ function at({ units, maps, embedding }, p) {
 }
 
 /** An image of the gallery, unpacked. */
-function unpackImage({ embedding, units, maps, step }) {
+function unpackImage({ embedding, units, maps, step }, shape) {
   return {
+    shape,
     embedding: Float64Array.from(unpack(embedding)),
     units: unpack(units),
     maps: Float32Array.from(unpack(maps), (v) => v * step),
@@ -108,7 +109,7 @@ function look({ pair, sizes, how, shape: [h, w], threshold, kind, own, place }) 
     top[to] = Math.max(0, ranges[to][1]);
   }
   return {
-    kind, threshold, raw, full, top, place, answer,
+    kind, method: signed, threshold, raw, full, top, place, answer,
     dissimilarity: judged.y, similarity: 1 - judged.y, distance: judged.d,
     decision: dissimilar ? "dissimilar" : "similar",
     most: ranges.map(([, most]) => most), blank: ranges.map(([, most]) => !(most > 0)),
@@ -119,18 +120,35 @@ function look({ pair, sizes, how, shape: [h, w], threshold, kind, own, place }) 
 
 function render({ model, el }) {
   const data = model.get("data");
-  const { how, images, shape } = data;
   const colours = unpack(data.colours);
-  const unpacked = [], greys = []; // by image, when first asked for
-  const imageOf = (k) => (unpacked[k] ??= unpackImage(images[k]));
-  const load = async (k) => { greys[k] ??= await greyOf(images[k].picture); };
-  let place = null;
+  const gallery = data.images.map((image) => ({ ...image, seen: new Map() }));
+  // how pairs are judged: as the gallery's own network did, whose maps travelled with the page, or
+  // by a model that the page has loaded
+  const home = { how: data.how, digest: data.digest, threshold: model.get("threshold") };
+  let judge = home, place = null, last = null;
+  const chosen = [null, null]; // the reader's own pictures
+  const itemOf = (side) => chosen[side] ?? gallery[model.get("ab"[side])];
+  const seenOf = (item) => item.seen.get(judge.digest);
+  const load = async (item) => {
+    item.grey ??= await greyOf(item.picture);
+    if (judge.digest === data.digest && item.maps && !seenOf(item))
+      item.seen.set(data.digest, unpackImage(item, data.shape));
+    if (seenOf(item)) return;
+    const by = judge;
+    item.seen.set(by.digest, await panel.looker.look(item.file ?? mine.fileOf(item.picture.url), by));
+  };
 
   const verdict = make("output", { class: "siamcam-verdict" });
   const line = make("div", { class: "siamcam-line", "aria-hidden": "true" }, make("i"), make("b"));
   const words = make("p", { class: "siamcam-words", role: "status" });
-  const sides = SIDES.map((name, side) => makeSide(name, images, shape, {
-    choose: (k) => put(model, "ab"[side], k),
+  const sides = SIDES.map((name, side) => makeSide(name, gallery, {
+    shape: () => seenOf(itemOf(side))?.shape ?? data.shape,
+    choose: (k) => {
+      const own = chosen[side];
+      chosen[side] = null;
+      if (own && model.get("ab"[side]) === k) draw();
+      else put(model, "ab"[side], k);
+    },
     point: (p) => {
       const to = p === null ? null : { side, p };
       if (to?.side === place?.side && to?.p === place?.p) return;
@@ -144,27 +162,53 @@ function render({ model, el }) {
   // what is chosen with stands above what changes its height
   const strips = make("div", { class: "siamcam-sides" }, ...sides.map(({ strip }) => strip.element));
   const pictures = make("div", { class: "siamcam-sides" }, ...sides.map(({ element }) => element));
-  el.replaceChildren(strips, verdict, line, words, pictures,
+  const mine = globalThis.siamcamOwn; // where this page can run models: see own.js
+  const panel = mine?.ownPanel(mine.manifest, data.digest, {
+    model: (other) => turn(other),
+    picture: async (side, { embedding, units, maps, shape, ...item }) => {
+      chosen[side] = { ...item, seen: new Map([[judge.digest, { embedding, units, maps, shape }]]) };
+      place = null;
+      await draw();
+    },
+    save: (kind) => keep(kind),
+  });
+  el.replaceChildren(strips, ...(panel ? [panel.element] : []), verdict, line, words, pictures,
     make("p", { class: "siamcam-note" },
       "Point at a place, or go to a picture and use the arrow keys: the other picture shows " +
       `where that place is answered. ${data.note}`));
+  if (panel) sides.forEach(({ element }, side) => {
+    panel.dropOn(element, side);
+    panel.dropOn(panel.places[side], side);
+  });
 
+  /** Judge by another model from now on. */
+  const turn = async (other) => {
+    judge = other;
+    place = null;
+    await Promise.all([0, 1].map((side) => load(itemOf(side))));
+    put(model, "threshold", other.threshold);
+    await draw();
+  };
   const draw = () => {
-    const ids = [model.get("a"), model.get("b")];
-    if (ids.some((k) => !greys[k])) return Promise.all(ids.map(load)).then(draw);
+    const items = [0, 1].map(itemOf);
+    if (items.some((item) => !item.grey || !seenOf(item)))
+      return Promise.all(items.map(load)).then(draw, (error) => panel?.say(error.message));
+    const pair = items.map(seenOf);
+    const { shape } = pair[0];
     const seen = look({
-      pair: ids.map(imageOf), sizes: ids.map((k) => images[k].picture), how, shape, place,
+      pair, sizes: items.map((item) => item.picture), how: judge.how, shape, place,
       kind: Object.keys(WORDS)[model.get("map")], own: model.get("scale") === 1,
       threshold: model.get("threshold"),
     });
+    last = { seen, items, shape };
     const { kind, decision } = seen;
-    const tallest = Math.max(...ids.map((k) => images[k].picture.height / images[k].picture.width));
+    const tallest = Math.max(...items.map(({ picture }) => picture.height / picture.width));
     pictures.style.setProperty("--tall", Math.min(tallest, 1.25));
     sides.forEach((side, i) => {
-      const { name, picture } = images[ids[i]];
-      show(side, picture, greys[ids[i]], seen.full[i], seen.top[i], model.get("opacity"), colours);
+      const { name, picture, grey } = items[i];
+      show(side, picture, grey, seen.full[i], seen.top[i], model.get("opacity"), colours);
       side.blank.hidden = !seen.blank[i];
-      side.strip.show(ids[i]);
+      side.strip.show(chosen[i] ? -1 : model.get("ab"[i]));
       mark(side.cell, place?.side === i ? place.p : null, shape);
       say(side.caption, `${SIDES[i]}: ${name}`);
       say(side.end, brief(seen.top[i]));
@@ -179,20 +223,37 @@ function render({ model, el }) {
     verdict.dataset.decision = decision;
     line.style.setProperty("--y", seen.dissimilarity);
     line.style.setProperty("--t", seen.threshold);
-    done(el, { ...seen, a: ids[0], b: ids[1] });
+    const [a, b] = [0, 1].map((side) => (chosen[side] ? null : model.get("ab"[side])));
+    done(el, { ...seen, shape, a, b });
+    return undefined;
+  };
+  /** Save what is seen. */
+  const keep = async (kind) => {
+    const { seen, items, shape } = last;
+    if (kind === "picture") {
+      const lines = [verdict.textContent, words.textContent];
+      const names = items.map(({ name }) => name);
+      return mine.download(await mine.poster(sides.map(({ canvas }) => canvas), names, lines),
+        "explanation.png");
+    }
+    const about = { digest: judge.digest, calibrated: judge.how.comparison === "siamese",
+      versions: mine.manifest.versions };
+    const text = JSON.stringify(mine.record({ seen, items, shape, ...about }), null, 1);
+    return mine.download(new Blob([text], { type: "application/json" }), "explanation.json");
   };
 
   let open = true;
+  for (const side of [0, 1]) model.on(`change:${"ab"[side]}`, () => { chosen[side] = null; });
   const forget = follow(model, ["a", "b", "map", "scale", "threshold", "opacity"], draw);
   const unname = nameControls(el);
   (async () => { // so that no later choice has to wait
-    for (let k = 0; open && k < images.length; k++) { await load(k); imageOf(k); }
+    for (let k = 0; open && judge === home && k < gallery.length; k++) await load(gallery[k]);
   })();
-  return () => { open = false; forget(); unname(); };
+  return () => { open = false; forget(); unname(); panel?.close(); };
 }
 
 /** One image's half: thumbnails; name, picture and colour key. */
-function makeSide(name, images, [h, w], act) {
+function makeSide(name, images, act) {
   const caption = make("p", { class: "siamcam-name" });
   const canvas = make("canvas", { tabindex: 0, role: "application",
     "aria-roledescription": "picture with a map", ...OWN_KEYS });
@@ -207,6 +268,7 @@ function makeSide(name, images, [h, w], act) {
 
   const clip = (k, cells) => Math.min(cells - 1, Math.max(0, Math.floor(k)));
   const under = ({ clientX, clientY }) => {
+    const [h, w] = act.shape();
     const { left, top, width, height } = canvas.getBoundingClientRect();
     return clip(((clientY - top) / height) * h, h) * w + clip(((clientX - left) / width) * w, w);
   };
@@ -220,6 +282,7 @@ function makeSide(name, images, [h, w], act) {
       Escape: [] }[event.key];
     if (!step) return;
     event.preventDefault();
+    const [h, w] = act.shape();
     const p = act.place();
     if (event.key === "Escape") act.point(null);
     else if (p === null) act.point((h >> 1) * w + (w >> 1));

@@ -19,6 +19,7 @@ from siamcam_lib.errors import GalleryError
 from siamcam_lib.files import shown
 from siamcam_lib.gallery import Gallery
 from siamcam_lib.plots import OPACITY
+from siamcam_lib.portable import bundle, comparison, offer
 from siamcam_lib.widgets.base import (
     STATE_LIMIT,
     Explorer,
@@ -30,13 +31,12 @@ from siamcam_lib.widgets.base import (
     slider_through,
     source,
 )
+from siamcam_lib.widgets.own import script
 
 MOST = 60
 """Images that are shown where nothing is said."""
 MAPS = ("factual", "counterfactual", "shared", "self")
 SCALES = ("one for both", "each its own")
-COMPARISONS = ("siamese", "cosine", "l2", "clamped")
-"""What pair.js can compute; numbers in the gallery's settings say the rest."""
 
 
 class PairView(View):
@@ -87,7 +87,7 @@ def pair_explorer(
         >>> pair_explorer(gal, pair=(3, 7))
         Explorer('Pair explorer, 10 of 10 images')
     """
-    how = _comparison(gallery)
+    how = comparison(gallery._table["settings"])
     called = _names(gallery, names)
     wanted = [gallery._check(i) for i in pair or ()]
     if indices is None:
@@ -104,7 +104,7 @@ def pair_explorer(
     first = [shown.index(i) for i in wanted] or [0, 1]
     about = f"Pair explorer, {len(shown)} of {len(gallery)} images"
     fixed = {
-        "how": how, "shape": list(gallery._table["shape"][1:]),
+        "how": how, "shape": list(gallery._table["shape"][1:]), "digest": gallery._table["digest"],
         "note": f"{len(shown)} of the gallery’s {len(gallery)} images; its own threshold is "
         f"{gallery.threshold:.2f}.",
         "colours": heat_colours(), "images": images,
@@ -129,7 +129,12 @@ def pair_explorer(
 
 
 def to_html(
-    gallery: Gallery, path: str | Path, *, title: str | None = None, **options: Any
+    gallery: Gallery,
+    path: str | Path,
+    *,
+    title: str | None = None,
+    model: bool = False,
+    **options: Any,
 ) -> Path:
     """Write the pair explorer as one file to send to a colleague; it needs no network.
 
@@ -137,23 +142,27 @@ def to_html(
         gallery: With its images.
         path: Of the file, which is written whole or not at all.
         title: Of the page.
+        model: Put the gallery's network into the file, some 20 MB: whoever opens it can compare
+            pictures of their own, which stay in their browser. The runtime for it is fetched once
+            from npm.
         options: As in `pair_explorer`.
 
     Raises:
-        GalleryError: as in `pair_explorer`, or if the file cannot be written.
+        BookError: if the runtime for a model is neither kept nor to be had.
+        GalleryError: as in `pair_explorer`, if the file cannot be written, or for a model if the
+            gallery was opened without its network.
+        ModelError: if the network cannot be exported.
     """
-    return pair_explorer(gallery, **options).to_html(path, title)
-
-
-def _comparison(gallery: Gallery) -> dict[str, Any]:
-    how = dict(gallery._table["settings"])
-    if how["comparison"] in COMPARISONS:
-        return how
-    raise GalleryError(
-        f"This gallery compares embeddings by {how['comparison']}, which a page cannot compute; "
-        f"it can {', '.join(COMPARISONS)}. Make the gallery with one of these, or look at pairs "
-        "one by one: gallery.explain(i, j)."
-    )
+    explorer = pair_explorer(gallery, **options)
+    if not model:
+        return explorer.to_html(path, title)
+    if gallery._seeing is None:
+        raise GalleryError(
+            "To put its model into the page the gallery needs its network: "
+            "Gallery.open(folder, net, images)."
+        )
+    manifest, files = bundle([offer(gallery._seeing, "this gallery’s model")])
+    return explorer.to_html(path, title, script(manifest), files)
 
 
 def _images(gallery: Gallery) -> ImageSet | None:

@@ -25,14 +25,14 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
-import platformdirs
 import pytest
 from ipywidgets.embed import dependency_state, embed_data
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.browser import NONE, launch
-from siamcam_lib.book.vendor import archive, unpack, vendor
+from siamcam_lib.book.vendor import vendor
 from siamcam_lib.errors import BookError
+from siamcam_lib.npm import archive, kept, unpack
 from siamcam_lib.widgets import Explorer
 
 
@@ -316,7 +316,7 @@ VIOLATIONS = """async (within) => {
 def violations(tmp_path_factory) -> Callable[..., list]:
     """Lists serious and critical violations that axe-core finds within a part of a page."""
     try:
-        packed = archive(AXE, platformdirs.user_cache_path("siamcam") / "npm")
+        packed = archive(AXE, kept())
     except BookError as error:
         # an archive that is not the one described fails everywhere
         if "could not fetch" not in str(error) or os.environ.get("CI") == "true":

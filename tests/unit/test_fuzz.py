@@ -42,12 +42,12 @@ import siamcam_lib as sc
 from siamcam_lib import results, training
 from siamcam_lib.book import chapters
 from siamcam_lib.book.run import recorded_runs
-from siamcam_lib.book.vendor import unpack
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.cli import main
 from siamcam_lib.datasets import catalogue, download, images
 from siamcam_lib.decoder import Decoder
 from siamcam_lib.errors import DownloadError, SiamcamError
+from siamcam_lib.npm import unpack
 
 pytestmark = [
     pytest.mark.slow,

@@ -25,7 +25,7 @@ DIRECT = list(dict.fromkeys([*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS[
 LOCK = (ROOT / "requirements.txt").read_text("utf-8")
 # The layers of the library: a module may import its own layer and those before it.
 LAYERS = [
-    "errors files cache identity allocator processes",
+    "errors files cache identity allocator processes npm",
     "datasets",
     "pairs",
     "backbones model",
@@ -37,7 +37,8 @@ LAYERS = [
     "embedder perturbing",
     "explaining cams decoder typical",
     "explainers",
-    "explanation",
+    "explanation record",
+    "exporting portable",
     "shards looking embedding neighbours gallery",
     "evaluation cropping concepts hiding",
     "studies",

@@ -345,6 +345,7 @@ class TestBookOnAFullDisk:
         (tmp_path / "siamcam_lib").mkdir()  # so that the key does not look at all of the library
         module = sys.modules[build_function.__module__]
         monkeypatch.setattr(module, "vendor", lambda target: [])
+        monkeypatch.setattr(module, "models", lambda stage, target: [])
 
         def render(stage: Path, work: Path, log: Path) -> None:
             (work / "_build" / "html").mkdir(parents=True)
