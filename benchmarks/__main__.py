@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import collection, explorer, gallery, pair
+from benchmarks import collection, explorer, gallery, own, pair
 
 OUT = Path(__file__).parent / "out"
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--on-disk", type=int, default=100_000, help="images of the stored gallery")
     parser.add_argument("--pictures", type=int, default=320, help="JPEG files that are looked at")
     parser.add_argument("--vectors", type=int, default=1_000_000, help="searched among")
-    parser.add_argument("--only", choices=("pair", "gallery", "collection", "explorer"))
+    parser.add_argument("--only", choices=("pair", "gallery", "collection", "explorer", "own"))
     chosen = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     tables = {
@@ -29,6 +29,7 @@ def main() -> None:
         "gallery": lambda: gallery.table(chosen.images, chosen.on_disk, chosen.rounds),
         "collection": lambda: collection.table(chosen.pictures, chosen.vectors, 5),
         "explorer": lambda: explorer.table(chosen.rounds),
+        "own": lambda: own.table(chosen.rounds),
     }
     for name, make in tables.items():
         if chosen.only in (None, name):
