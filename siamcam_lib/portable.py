@@ -136,7 +136,10 @@ def read(output: Any) -> Offer:
     try:
         head = base64.b64decode(output["head"], validate=True)
         about, source, name = output["about"], output["source"], output["name"]
-        length = 2 * about["units"] * about["channels"] + 4 * about["units"]
+        units, channels = about["units"], about["channels"]
+        if not all(type(n) is int and 0 < n < 1_000_000 for n in (units, channels)):
+            raise ValueError(f"{units} units of {channels} channels")
+        length = 2 * units * channels + 4 * units
         if not isinstance(name, str) or not isinstance(source, str) or len(head) not in (0, length):
             raise ValueError(f"{len(head)} bytes of a head that takes {length}")
         comparison(about["how"])

@@ -7,7 +7,6 @@ or what went wrong and in which cell. It is a process of its own so that it can 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,9 @@ import nbformat
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+from siamcam_lib.book.same import settled
+
 KERNEL = "siamcam-book"
-# Names of tables, which pandas draws at random, and places in memory; and how they begin.
-_RANDOM = {
-    re.compile(r'id=\\"(T_[0-9a-f]{5})\\"'): "T_",
-    re.compile(r" at (0x[0-9a-f]{6,})>"): "0x",
-}
 
 
 def execute(job: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +81,7 @@ def _write_kernel(scratch: Path) -> None:
 
 
 def _clean(file: Path) -> None:
-    """Hide the injected parameters and take out what differs in every run, save widgets' names.
+    """Hide the injected parameters and take out what differs in every run.
 
     papermill's notes hold absolute paths, too.
     """
@@ -98,11 +94,7 @@ def _clean(file: Path) -> None:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata["tags"] = ["injected-parameters", "remove-cell"]
             cell["id"] = "injected-parameters"  # papermill's is another one in every run
-    text = nbformat.writes(notebook)
-    for pattern, kept in _RANDOM.items():
-        for number, name in enumerate(dict.fromkeys(pattern.findall(text))):
-            text = text.replace(name, f"{kept}{number:0{len(name) - len(kept)}x}")
-    file.write_text(text, encoding="utf-8")
+    file.write_text(settled(notebook), encoding="utf-8")
 
 
 def _label(file: Path) -> str:

@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -507,6 +508,40 @@ class TestFailure:
         told = capsys.readouterr()
         assert "ZeroDivisionError: division by zero" in told.err
         assert "Traceback" not in told.err
+
+
+EXPLORING = """
+import ipywidgets, pandas
+sliders = [ipywidgets.FloatSlider(value=v, description=str(v)) for v in (0.1, 0.2)]
+ipywidgets.jslink((sliders[0], "value"), (sliders[1], "value"))
+ipywidgets.jslink((sliders[0], "min"), (sliders[1], "max"))
+ipywidgets.VBox([ipywidgets.HBox(sliders), ipywidgets.ToggleButtons(options=["a", "b"])])
+"""
+
+
+def test_the_same_chapter_gives_the_same_file_to_the_byte(tmp_path):
+    """Widgets, their links, tables and places in memory have random names in every run."""
+    root = contents(tmp_path, "one")
+    table = "pandas.DataFrame({'x': [1, 2]}).style"
+    notebook(root / "one.ipynb", EXPLORING, table, "object()", EXPLORING)
+    stages = [tmp_path / f"stage {k}" for k in range(2)]
+    for stage in stages:
+        run_chapters(root, stage, data="scenes")
+    first, second = ((stage / "one.ipynb").read_bytes() for stage in stages)
+    assert first == second
+    found = nbformat.reads(first.decode(), as_version=4)
+    state = found.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+    shown = [
+        o.data["application/vnd.jupyter.widget-view+json"]["model_id"]
+        for c in found.cells
+        for o in c.get("outputs", [])
+        if "application/vnd.jupyter.widget-view+json" in o.get("data", {})
+    ]
+    assert len(shown) == 2
+    assert set(shown) < set(state)
+    parts = set(re.findall(r"IPY_MODEL_(\w+)", first.decode()))
+    assert len(parts) > 10
+    assert parts < set(state)  # every reference still leads somewhere
 
 
 def test_an_unknown_page_is_refused_with_the_names_there_are(tmp_path):

@@ -7,6 +7,7 @@ others in every run; of what fails, the line that repeats it is printed.
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import functools
 import hashlib
@@ -39,7 +40,7 @@ from PIL import Image
 from torch import nn
 
 import siamcam_lib as sc
-from siamcam_lib import results, training
+from siamcam_lib import portable, results, training
 from siamcam_lib.book import chapters
 from siamcam_lib.book.run import recorded_runs
 from siamcam_lib.cache import FeatureCache
@@ -619,6 +620,41 @@ def test_scripts_of_pages(data):
         with ours():
             unpack(data, {"package/*.js": "x/"}, root / "in")
         assert all("in" in p.relative_to(root).parts for p in root.rglob("*"))
+
+
+EXPLAINED = {
+    "format": "siamcam-explanation", "version": 1,
+    "images": {side: {"file": "f", "sha256": None, "width": 9, "height": 7} for side in "ab"},
+    "model": {"file": None, "digest": "d", "calibrated": True},
+    "dissimilarity": 0.4, "similarity": 0.6, "threshold": 0.5, "decision": "similar",
+    "method": "gradcam", "polarity": "decision",
+    "raw": {side: {"shape": [2, 2], "kind": "float32",
+                   "data": base64.b64encode(np.ones(4, "<f4")).decode()} for side in "ab"},
+}  # fmt: skip
+
+
+@tries(60, data=st.one_of(DEEP, lying(EXPLAINED).map(written), spoilt(st.just(written(EXPLAINED)))))
+def test_explanations(data):
+    with folder() as root:
+        (root / "explanation.json").write_bytes(data)
+        with ours():
+            read = sc.Explanation.open(root / "explanation.json")
+            assert all(np.isfinite(m).all() and (m >= 0).all() for m in read.factual)
+            assert read.decision in ("similar", "dissimilar")
+
+
+OFFERED = {
+    "name": "n", "source": "efficientnet_lite0", "head": base64.b64encode(bytes(32)).decode(),
+    "about": {"digest": "d", "backbone": "b", "side": 32, "how": {"comparison": "l2"},
+              "threshold": 0.5, "relu": True, "units": 2, "channels": 6},
+}  # fmt: skip
+
+
+@tries(40, output=st.one_of(VALUES, lying(OFFERED)))
+def test_models_that_chapters_offer(output):
+    with ours():
+        made = portable.read(output)
+        assert isinstance(made.name, str) and isinstance(made.head, bytes)
 
 
 # --- the book and the command ---------------------------------------------------------------------
