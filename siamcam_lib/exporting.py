@@ -189,7 +189,7 @@ def exported(
     except Exception as error:  # of torch's exporter, which raises what it likes
         first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise ModelError(
-            f"torch cannot export this {type(module).__name__.strip('_').lower()} to ONNX "
+            f"torch cannot export this network to ONNX, from {name} to {' and '.join(outputs)} "
             f"({first}); simplify its forward pass, or choose another backbone."
         ) from error
     _forget_origin(model)

@@ -32,15 +32,27 @@ EXAMPLE = "\b\nExample:\n  siamcam gallery photos -o explorer.html --model model
 @model
 @click.option("--most", type=click.IntRange(2), metavar="N", default=60, show_default=True,
               help="Pictures to choose from; fewer where 3 MB do not hold them.")  # fmt: skip
+@click.option(
+    "--with-model",
+    is_flag=True,
+    help="Put the network into the page too, some 22 MB, for its readers' own pictures.",
+)
 @seed
 @as_json
 def gallery(
-    folder: str, output: Path, model: Path | None, most: int, seed: int, as_json: bool
+    folder: str,
+    output: Path,
+    model: Path | None,
+    most: int,
+    with_model: bool,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Write an explorer of FOLDER: any two pictures, how alike they are, and why.
 
     The page is one file that needs no network and no server. Of a larger folder, pictures are
-    drawn evenly from the classes.
+    drawn evenly from the classes. With --with-model whoever opens it can compare pictures of their
+    own, which stay in their browser.
     """
     writable(output)
     with working() as watched:
@@ -50,14 +62,14 @@ def gallery(
         shown = images.subset(evenly(images, most, seed))
         net = network(model)
         made = sc.Gallery.embed(net, shown, progress=watched)
-        explorer = made.widget(names=[readable(item) for item in shown.items])
-        explorer.to_html(
-            output, title=f"{readable(images.name)}: which pictures are alike, and why"
-        )
-        count = len(explorer.view.data["images"])
+        names = [readable(item) for item in shown.items]
+        title = f"{readable(images.name)}: which pictures are alike, and why"
+        made.to_html(output, title=title, names=names, model=with_model)
+        count = len(made.widget(names=names).view.data["images"])
     record = {
         "format": "siamcam-explorer", "version": 1, "page": str(output), "images": images.name,
         "shown": count, "of": len(images), "calibrated": model is not None,
+        "with_model": with_model,
     }  # fmt: skip
     tell(record, as_json, lambda: f"{output} shows {count} of {len(images)} pictures")
 
