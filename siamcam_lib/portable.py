@@ -29,8 +29,9 @@ from siamcam_lib.files import cache_home, shown, whole_file
 from siamcam_lib.model import SiameseNet
 
 FORMAT = "siamcam-models-1"
-MIME = "application/vnd.siamcam.model+json"
-"""Of a notebook's output: the build makes a file of it that every page of the book can load."""
+KEPT = "siamcam_model"
+"""Key in the metadata of a notebook's output: the build makes a file of what stands there, which
+every page of the book can load."""
 COMPARISONS = ("siamese", "cosine", "l2", "clamped")
 """What a page can compute; see pair.js."""
 UNTRAINED = "ImageNet features, untrained"
@@ -58,17 +59,17 @@ class Offer:
     source: str | None
     seeing: Explainable | None = field(default=None, repr=False, compare=False)
 
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, str], dict[str, Any]]:
         told = f"Pages of this book can compare your own pictures by **{self.name}**."
         if self.source is None:
             return {
                 "text/markdown": "Pages of this book cannot offer this network: its backbone is "
                 "not one of those that are installed. `gallery.to_html(path, model=True)` writes "
                 "a page of its own with it."
-            }
+            }, {}
         head = base64.b64encode(self.head).decode()
         known = {"name": self.name, "about": self.about, "head": head, "source": self.source}
-        return {"text/markdown": told, MIME: known}
+        return {"text/markdown": told}, {KEPT: known}
 
 
 def offer(net: Any, name: str) -> Offer:

@@ -40,7 +40,7 @@ def _offered(stage: Path) -> list[portable.Offer]:
     for file in sorted((stage / "book").rglob("*.ipynb")):
         for cell in nbformat.read(file, as_version=4).cells:
             for output in cell.get("outputs", []):
-                told = output.get("data", {}).get(portable.MIME)
+                told = output.get("metadata", {}).get(portable.KEPT)
                 if told is not None:
                     found.append(portable.read(told))
     return found

@@ -196,13 +196,13 @@ class TestOffer:
         same = portable.offer(sc.SiameseNet(image_size=96), "same")
         assert changed.source is None
         assert changed.about["backbone"] != same.about["backbone"]
-        shown = changed._repr_mimebundle_()
-        assert portable.MIME not in shown
+        shown, kept = changed._repr_mimebundle_()
+        assert kept == {}
         assert "cannot offer" in shown["text/markdown"]
 
     def test_travels_through_a_notebook(self):
         made = portable.offer(sc.SiameseNet(image_size=96), "<b>mine</b>")
-        output = json.loads(json.dumps(made._repr_mimebundle_()[portable.MIME]))
+        output = json.loads(json.dumps(made._repr_mimebundle_()[1][portable.KEPT]))
         back = portable.read(output)
         assert (back.name, back.about, back.head) == (made.name, made.about, made.head)
 
@@ -219,8 +219,8 @@ class TestOffer:
         ],
     )
     def test_a_spoilt_output_is_refused(self, spoil):
-        output = portable.offer(sc.SiameseNet(image_size=96), "mine")._repr_mimebundle_()
-        told = json.loads(json.dumps(output[portable.MIME]))
+        _, kept = portable.offer(sc.SiameseNet(image_size=96), "mine")._repr_mimebundle_()
+        told = json.loads(json.dumps(kept[portable.KEPT]))
         spoil(told)
         with pytest.raises(GalleryError):
             portable.read(told)
@@ -298,7 +298,7 @@ class TestBundle:
 
     def test_an_offer_from_a_notebook_needs_the_backbone_it_was_made_with(self, cache, monkeypatch):
         made = portable.offer(sc.SiameseNet(image_size=96), "one")
-        back = portable.read(made._repr_mimebundle_()[portable.MIME])
+        back = portable.read(made._repr_mimebundle_()[1][portable.KEPT])
         other = portable.Offer(
             back.name, back.about | {"backbone": "0" * 16}, back.head, back.source
         )
