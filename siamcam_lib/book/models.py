@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 
 from siamcam_lib import portable
+from siamcam_lib.book.run import page_names
 from siamcam_lib.errors import BookError, SiamcamError
 from siamcam_lib.widgets import own
 
@@ -35,9 +36,10 @@ def models(stage: Path, target: Path) -> list[str]:
 
 
 def _offered(stage: Path) -> list[portable.Offer]:
-    """What the chapters' cells display as offers."""
+    """What the chapters' cells display as offers, in the order of the book."""
     found = []
-    for file in sorted((stage / "book").rglob("*.ipynb")):
+    files = [stage / f"{name}.ipynb" for name in page_names(stage)]
+    for file in (file for file in files if file.is_file()):
         for cell in nbformat.read(file, as_version=4).cells:
             for output in cell.get("outputs", []):
                 told = output.get("metadata", {}).get(portable.KEPT)

@@ -172,7 +172,7 @@ function render({ model, el }) {
     },
     save: (kind) => keep(kind),
   });
-  el.replaceChildren(strips, ...(panel ? [panel.element] : []), verdict, line, words, pictures,
+  el.replaceChildren(strips, verdict, line, words, pictures, ...(panel ? [panel.element] : []),
     make("p", { class: "siamcam-note" },
       "Point at a place, or go to a picture and use the arrow keys: the other picture shows " +
       `where that place is answered. ${data.note}`));

@@ -23,13 +23,15 @@ import pytest
 from nbformat import v4
 
 import siamcam_lib as sc
-from siamcam_lib import npm
+from siamcam_lib import npm, portable
 from siamcam_lib.book import __main__ as command
 from siamcam_lib.book import build, chapters, run_chapters, unchanged
 from siamcam_lib.book import run as run_module
 from siamcam_lib.book.build import table
+from siamcam_lib.book.models import models
 from siamcam_lib.book.run import ChapterRun, recorded_runs, with_results
 from siamcam_lib.errors import BookError
+from siamcam_lib.widgets import own
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMETERS = 'data = "auto"\nprofile = "quick"\nseed = 0'
@@ -695,3 +697,31 @@ class TestBuild:
         with pytest.raises(BookError, match=r"intro.md.*nowhere"):
             build(root, stage)
         assert "first edition" in (out / "intro.html").read_text("utf-8")
+
+
+class TestModelsOfPages:
+    def test_what_chapters_offer_stands_after_what_needs_no_training(self, tmp_path, monkeypatch):
+        """In the order of the book; a chapter that was not run offers nothing."""
+        root = contents(tmp_path, "two", "one", "three")
+        for name in ("one", "two"):
+            path = notebook(root / f"{name}.ipynb", "1")
+            made = portable.offer(sc.SiameseNet(image_size=64), f"model {name}")
+            data, kept = made._repr_mimebundle_()
+            found = nbformat.read(path, as_version=4)
+            found.cells[-1].outputs = [v4.new_output("display_data", data, metadata=kept)]
+            nbformat.write(found, path)
+        told = []
+        monkeypatch.setattr(own, "write", lambda target, offers: told.extend(offers))
+        names = models(root, tmp_path / "models")
+        assert names == [portable.UNTRAINED, "model two", "model one"]
+        assert [len(one.head) for one in told] == [0, 656384, 656384]
+
+    def test_an_offer_that_cannot_be_read_stops_the_build_with_its_reason(self, tmp_path):
+        root = contents(tmp_path, "one")
+        path = notebook(root / "one.ipynb", "1")
+        found = nbformat.read(path, as_version=4)
+        kept = {portable.KEPT: {"name": "spoilt"}}
+        found.cells[-1].outputs = [v4.new_output("display_data", {}, metadata=kept)]
+        nbformat.write(found, path)
+        with pytest.raises(BookError, match="could not be made ready: .*run it again"):
+            models(root, tmp_path / "models")
