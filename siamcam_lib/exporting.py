@@ -1,8 +1,8 @@
 r"""`export_onnx`: a network as two ONNX files, for every runtime that is not PyTorch.
 
-Taught in chapter 4 (Grad-CAM maths). The backbone turns a picture into a feature map A; the head
-turns A into the projected map P and the embedding e, from which the score and every map of every
-pair follow. Networks that share a frozen backbone share its file: only their heads differ.
+Used in the chapter on your own photographs. The backbone turns a picture into a feature map A; the
+head turns A into the projected map P and the embedding e, from which the score and every map of
+every pair follow. Networks that share a frozen backbone share its file: only their heads differ.
 """
 
 from __future__ import annotations

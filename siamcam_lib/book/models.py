@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nbformat
 
-from siamcam_lib import portable
 from siamcam_lib.book.run import page_names
 from siamcam_lib.errors import BookError, SiamcamError
-from siamcam_lib.widgets import own
+
+if TYPE_CHECKING:
+    from siamcam_lib.portable import Offer
 
 
 def models(stage: Path, target: Path) -> list[str]:
@@ -25,6 +27,9 @@ def models(stage: Path, target: Path) -> list[str]:
     Raises:
         BookError: if one of them, or the runtime, cannot be made ready.
     """
+    from siamcam_lib import portable  # torch: not for the processes that only run a chapter
+    from siamcam_lib.widgets import own
+
     try:
         offers = [portable.untrained(), *_offered(stage)]
         own.write(target, offers)
@@ -35,8 +40,10 @@ def models(stage: Path, target: Path) -> list[str]:
     return [one.name for one in offers]
 
 
-def _offered(stage: Path) -> list[portable.Offer]:
+def _offered(stage: Path) -> list[Offer]:
     """What the chapters' cells display as offers, in the order of the book."""
+    from siamcam_lib import portable
+
     found = []
     files = [stage / f"{name}.ipynb" for name in page_names(stage)]
     for file in (file for file in files if file.is_file()):

@@ -29,6 +29,7 @@ import yaml
 
 from siamcam_lib import allocator
 from siamcam_lib.book.progress import Board, Line
+from siamcam_lib.book.same import settled
 from siamcam_lib.book.unchanged import run_key
 from siamcam_lib.datasets import load_folder
 from siamcam_lib.errors import BookError, DataError, SiamcamError
@@ -415,6 +416,7 @@ def _run_page(
         answer = _run_in_process(job, root, chapter_timeout, threads, line)
     if "error" in answer:
         raise BookError(f"Chapter {name}: {answer['error']} The notebook is kept: {target}")
+    target.write_text(settled(nbformat.read(target, as_version=4)), encoding="utf-8")
     seconds = time.monotonic() - start
     return ChapterRun(name, target, round(seconds, 1), True, answer["parameters"])
 

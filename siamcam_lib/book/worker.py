@@ -15,8 +15,6 @@ import nbformat
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-from siamcam_lib.book.same import settled
-
 KERNEL = "siamcam-book"
 
 
@@ -81,10 +79,7 @@ def _write_kernel(scratch: Path) -> None:
 
 
 def _clean(file: Path) -> None:
-    """Hide the injected parameters and take out what differs in every run.
-
-    papermill's notes hold absolute paths, too.
-    """
+    """Hide the injected parameters and take out papermill's notes, which hold absolute paths."""
     notebook = nbformat.read(file, as_version=4)
     notebook.metadata.pop("papermill", None)
     notebook.metadata["kernelspec"]["name"] = "python3"
@@ -94,7 +89,7 @@ def _clean(file: Path) -> None:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata["tags"] = ["injected-parameters", "remove-cell"]
             cell["id"] = "injected-parameters"  # papermill's is another one in every run
-    file.write_text(settled(notebook), encoding="utf-8")
+    nbformat.write(notebook, file)
 
 
 def _label(file: Path) -> str:

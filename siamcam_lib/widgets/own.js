@@ -6,6 +6,7 @@
 
 const SIDES = ["A", "B"];
 const KEPT_SIDE = 448; // pixels of the longer side of a reader's picture as it is shown
+const LITTLE = 2e6; // bytes that are loaded without asking, once a model was asked for
 
 /** Tell the explorers of this page which models there are, beside this script or in the page. */
 function announce(manifest) {
@@ -137,7 +138,7 @@ function ownPanel(manifest, stored, act) {
   const looker = new Looker(manifest);
   const { models } = manifest;
   let model = models.find(({ digest }) => digest === stored) ?? models[0];
-  let ready = false, last = 1, busy = Promise.resolve();
+  let current = null, last = 1, busy = Promise.resolve(); // the model that looks, if any
   const pending = [null, null];
 
   const status = make("p", { class: "siamcam-status", role: "status" });
@@ -165,7 +166,7 @@ function ownPanel(manifest, stored, act) {
     const bytes = looker.bytes(model);
     button.textContent = bytes ? `load this model (${megabytes(bytes)})` : "loaded";
     button.disabled = !bytes;
-    button.hidden = !bytes && ready;
+    button.hidden = !bytes && current === model;
   };
   /** One thing after another; what goes wrong is said. */
   const queue = (work) => (busy = busy.then(work).catch((error) => {
@@ -174,45 +175,55 @@ function ownPanel(manifest, stored, act) {
     label();
   }));
   const load = () => queue(async () => {
+    const wanted = model;
     button.disabled = true;
     bar.hidden = false;
     say(status, "Loading …");
-    await looker.load(model, (come, total) => { bar.value = come / total; });
+    await looker.load(wanted, (come, total) => { bar.value = come / total; });
     bar.hidden = true;
     inner.hidden = false;
-    ready = true;
+    current = wanted;
     label();
-    await act.model(model);
+    await act.model(current);
     say(status, "The model is loaded. Choose, drop or paste one picture or two.");
-    for (const side of [0, 1]) if (pending[side]) await see(pending[side], side);
+    const waiting = [0, 1].filter((side) => pending[side]).map((side) => [pending[side], side]);
+    pending.fill(null);
+    await see(waiting);
   });
   const choose = (other) => {
     model = other;
     label();
-    if (ready) load(); // of a known backbone only the head
+    if (current && looker.bytes(model) < LITTLE) load(); // of a known backbone only the head
   };
-  const see = async (file, side) => {
-    pending[side] = null;
-    const name = file.name || "pasted picture";
-    say(status, `Looking at ${name} …`);
-    let seen;
-    try {
-      seen = await looker.look(file, model);
-    } catch (error) {
-      throw error.told ? kindly(`${name} ${error.told}.`) : error;
+  const nameOf = (file) => file.name || "pasted picture";
+  /** Look at pictures, each for its side, and show each as soon as it was looked at. */
+  const see = async (given) => {
+    if (given.length) say(status, `Looking at ${given.map(([file]) => nameOf(file)).join(", ")} …`);
+    // all are asked for at once: one is decoded while the network looks at another
+    const looks = given.map(([file]) =>
+      looker.look(file, current).then((seen) => ({ seen }), (error) => ({ error })));
+    const wrong = [];
+    for (const [k, [file, side]] of given.entries()) {
+      const { seen, error } = await looks[k];
+      if (error) wrong.push(`${nameOf(file)} ${error.told ?? `could not be read: ${error.message}`}.`);
+      else {
+        keep.hidden = false;
+        await act.picture(side, { name: nameOf(file), file, ...seen });
+        say(status, `${SIDES[side]} is now ${nameOf(file)}.`);
+      }
     }
-    keep.hidden = false;
-    await act.picture(side, { name, file, ...seen });
-    say(status, `${SIDES[side]} is now ${name}.`);
+    if (wrong.length) throw kindly(wrong.join(" "));
   };
   /** Pictures for a side; a second one for the other. */
-  const take = (files, side) => files.slice(0, 2).forEach((file, k) => {
-    const to = (side + k) % 2;
-    last = to;
-    if (ready) return queue(() => see(file, to));
-    pending[to] = file;
-    say(status, `${file.name || "The picture"} waits: load the model and it is looked at.`);
-  });
+  const take = (files, side) => {
+    const given = files.slice(0, 2).map((file, k) => [file, (side + k) % 2]);
+    if (!given.length) return undefined;
+    last = given.at(-1)[1];
+    if (current === model) return queue(() => see(given));
+    given.forEach(([file, to]) => { pending[to] = file; });
+    const names = given.map(([file]) => nameOf(file)).join(" and ");
+    return say(status, `${names} waits: load the model and it is looked at.`);
+  };
   const paste = (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
     const here = element.closest(".siamcam-explorer");
@@ -240,8 +251,7 @@ function ownPanel(manifest, stored, act) {
         else say(status, "What was dropped is no file. Drop a picture from a folder of this machine.");
       });
     },
-    places, model: () => model,
-    queue, say: (text) => say(status, text),
+    places, say: (text) => say(status, text),
     close() { document.removeEventListener("paste", paste); looker.stop(); },
   };
 }

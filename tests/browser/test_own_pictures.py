@@ -266,6 +266,18 @@ class TestTheReader:
             here.page.locator(".siamcam-load select").select_option(portable.UNTRAINED)
             here.page.locator(LOAD).wait_for(state="hidden")
 
+    def test_a_model_with_another_backbone_waits_for_its_button(self, page):
+        with page() as here:
+            load(here)
+            before = here.seen()
+            here.page.locator(".siamcam-load select").select_option("rooms")
+            here.page.locator(LOAD).get_by_text("MB)").wait_for()
+            assert here.seen()["dissimilarity"] == before["dissimilarity"]
+            here.page.locator(LOAD).click()
+            here.page.wait_for_function(
+                "document.querySelector('.siamcam').__siamcam.shape[0] === 6"
+            )
+
     def test_only_with_the_keyboard(self, page, violations, scene):
         with page() as here:
             here.page.locator(LOAD).focus()
