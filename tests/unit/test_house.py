@@ -23,30 +23,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 DIRECT = list(dict.fromkeys([*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["bench"]]))
 LOCK = (ROOT / "requirements.txt").read_text("utf-8")
-# The layers of the library: a module may import its own layer and those before it.
+# The layers of the library, as the book tells them: a module may import its own and earlier ones.
+HOUSE = (ROOT / "book" / "appendix" / "house.md").read_text("utf-8")
 LAYERS = [
-    "errors files cache identity allocator processes npm",
-    "datasets",
-    "pairs",
-    "backbones model",
-    "features",
-    "losses augmentation calibration",
-    "training",
-    "gradcam",
-    "heads",
-    "embedder perturbing",
-    "explaining cams decoder typical",
-    "explainers",
-    "explanation record",
-    "exporting portable",
-    "shards looking embedding neighbours gallery",
-    "evaluation cropping concepts hiding",
-    "studies",
-    "results",
-    "plots widgets",
-    "report",
-    "book",
-    "cli",
+    line.partition("|")[2]
+    for line in re.search(r"```\{house\}\n(.*?)```", HOUSE, re.DOTALL)[1].splitlines()
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names.split()}
 
@@ -149,6 +130,16 @@ def test_imports_point_one_way():
         if LAYER.get(other, 0) > LAYER.get(module, len(LAYERS))
     ]
     assert upward == []
+
+
+def test_the_book_names_every_module_once():
+    named = [name for names in LAYERS for name in names.split()]
+    library = {
+        path.stem if path.is_file() else path.name
+        for path in (ROOT / "siamcam_lib").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+    assert sorted(named) == sorted(library - {"__init__", "__main__"})
 
 
 def test_the_licence_and_the_citation_name_the_same_authors():
