@@ -220,6 +220,8 @@ class Gallery:
             writer.add(part)
         known = ("threshold", "settings", "shape", "digest", "names")
         about = {name: self._table[name] for name in known if name in self._table}
+        if self._images is not None:
+            about.setdefault("names", self._images.names())
         writer.close(about | {"threshold": self.threshold})
         return Path(folder)
 
@@ -478,7 +480,7 @@ class Gallery:
 
 def _made_of(rows: Shards, pictures: _Pictures) -> bool:
     """Whether a gallery is of these pictures: by their names, or else by what they show."""
-    if rows.table.get("names") in (None, pictures.names()):
+    if rows.table.get("names") == pictures.names():
         return True
     ends = blocks(len(rows), 1024)
     return all(pictures.are(rows.read("key", start, stop), start) for start, stop in ends)

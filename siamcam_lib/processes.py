@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import signal
 import threading
 import warnings
@@ -34,6 +35,12 @@ from siamcam_lib.errors import SiamcamError
 PATIENCE = timedelta(days=1)
 """How long a process that has done its share waits for the others. One that died is noticed at
 once, by `torchrun` or by ``srun --kill-on-bad-exit``."""
+
+_ENDED = (
+    "Another process of this job has ended before its work was done; its own message says why. "
+    "Start the job again: what is finished is kept."
+)
+_GONE = re.compile(r"gloo|nccl|connection|peer|socket|broken pipe", re.IGNORECASE)  # in its words
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,16 @@ class Processes:
         first = own.clone()
         self.agree([first])
         return self.total(int(not torch.equal(own, first)), device) == 0
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """What breaks off inside because another process is gone is told in words."""
+        try:
+            yield
+        except RuntimeError as error:  # also of the work itself, which is told as it is
+            if self.count > 1 and _GONE.search(str(error)):
+                raise SiamcamError(_ENDED) from error
+            raise
 
     def trainer(self, device: torch.device, **options: Any) -> L.Trainer:
         """A Lightning trainer over these processes, on CPUs or with one GPU for each.
@@ -158,10 +175,7 @@ def _others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # whatever the network of the processes stumbles over
-        raise SiamcamError(
-            "Another process of this job has ended before its work was done; its own message says "
-            "why. Start the job again: what is finished is kept."
-        ) from error
+        raise SiamcamError(_ENDED) from error
 
 
 def _cannot(count: Any, error: Exception) -> str:

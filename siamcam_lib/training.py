@@ -487,7 +487,7 @@ def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=1,
         )
-        with memory_kept() if task.finetune and not cuda else nullcontext():
+        with memory_kept() if task.finetune and not cuda else nullcontext(), task.ours.working():
             trainer.fit(task, ckpt_path=resume)
     return resumed_at
 

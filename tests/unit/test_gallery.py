@@ -849,8 +849,9 @@ class TestFileErrors:
             picture.save(path)
         gal = Gallery.embed(siamese(True), paths, folder=tmp_path / "g", progress=False)
         gal.save(tmp_path / "again")
+        Gallery.embed(siamese(True), paths, progress=False).save(tmp_path / "from memory")
         moved = [shutil.copy(path, tmp_path / f"moved {path.name}") for path in paths]
-        for folder in (tmp_path / "g", tmp_path / "again"):
+        for folder in (tmp_path / "g", tmp_path / "again", tmp_path / "from memory"):
             for images in (paths, moved):
                 assert Gallery.open(folder, images=images).image(2).size == PICTURES[2].size
                 for other in (images[::-1], [*images[:-1], images[0]]):

@@ -216,7 +216,11 @@ def embed_with_a_death(root: Path, rank: int) -> None:
 def fit_with_a_death(root: Path, rank: int) -> None:
     if rank == 1:
         dying(training._Task, "training_step", 5)  # in the third epoch
-    fit(root, "fit died", rank, True)
+    try:
+        fit(root, "fit died", rank, True)
+    except SiamcamError as error:
+        (root / "fit death said").write_text(str(error))
+        raise
 
 
 def embed_others(root: Path, rank: int) -> None:
@@ -347,6 +351,7 @@ def test_two_processes_train_one_network(done, name):
 def test_a_training_of_which_a_process_dies_is_taken_up(done):
     first, second = ended(done)["fit death"]
     assert second == -signal.SIGKILL and first == 1
+    assert "Another process of this job has ended" in (done / "fit death said").read_text()
     assert ended(done)["after fit death"] == [0, 0], (done / "said.txt").read_text()[-3000:]
     assert json.loads((done / "fit died-0.json").read_text())["resumed_at"] == 2
     one, two = (load_file(done / f"{name}-0.safetensors") for name in ("finetune", "fit died"))
