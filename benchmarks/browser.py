@@ -14,9 +14,18 @@ NONE = (
 )
 
 
-def launch(playwright: Any) -> Any | None:
+# A graphics card that is computed: slow, and good for testing what a real one would do.
+GRAPHICS = ["--no-sandbox", "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+
+
+def launch(playwright: Any, flags: list[str] = FLAGS) -> Any | None:
     """Start the browser that CHROMIUM names, or the system's, or Playwright's own; None without."""
-    own = playwright.chromium.executable_path
-    places = [os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"), own]
+    return start(playwright.chromium, flags)
+
+
+def start(chromium: Any, flags: list[str]) -> Any | None:
+    """As `launch`, of a kind of browser that is known already."""
+    places = ["/usr/bin/chromium", shutil.which("chromium"), chromium.executable_path]
+    places.insert(0, os.environ.get("CHROMIUM"))
     found = next((p for p in places if p and Path(p).exists()), None)
-    return playwright.chromium.launch(executable_path=found, args=FLAGS) if found else None
+    return chromium.launch(executable_path=found, args=flags) if found else None

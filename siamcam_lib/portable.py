@@ -34,6 +34,8 @@ KEPT = "siamcam_model"
 every page of the book can load."""
 COMPARISONS = ("siamese", "cosine", "l2", "clamped")
 """What a page can compute; see pair.js."""
+RUNTIMES = ("wasm", "webgpu")
+"""What runs a backbone: every browser's processor, or a graphics card that the browser knows."""
 UNTRAINED = "ImageNet features, untrained"
 
 
@@ -151,10 +153,16 @@ def read(output: Any) -> Offer:
     return Offer(shown(name), about, head, source)
 
 
-def bundle(offers: Sequence[Offer]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """All that a page loads, as a manifest and the files it names.
+def bundle(
+    offers: Sequence[Offer], runtimes: Sequence[str] = ("wasm",)
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """All that a page can load, as a manifest and the files it names.
 
     Every file's name holds its digest, so that a browser may keep it for good.
+
+    Args:
+        offers: The networks, in the order of the menu.
+        runtimes: Those of `RUNTIMES` that the page chooses from.
 
     Raises:
         BookError: if the runtime is neither kept nor to be had.
@@ -175,7 +183,13 @@ def bundle(offers: Sequence[Offer]) -> tuple[dict[str, Any], dict[str, bytes]]:
         files[name := f"{stem}-{digest[:16]}.bin"] = data
         return {"file": name, "bytes": len(data), "sha256": digest}
 
-    script, machine = _runtime()
+    machines = {
+        kind: {
+            "script": part(f"{kind}-script", _runtime(f"{kind}.mjs")),
+            "machine": part(f"{kind}-machine", _runtime(f"{kind}.wasm")),
+        }
+        for kind in runtimes
+    }
     backbones, models = {}, []
     for one in offers:
         key = one.about["backbone"]
@@ -185,7 +199,7 @@ def bundle(offers: Sequence[Offer]) -> tuple[dict[str, Any], dict[str, bytes]]:
         models.append({"name": one.name, "head": head} | one.about)
     manifest = {
         "format": FORMAT,
-        "runtime": {"script": part("runtime", script), "machine": part("machine", machine)},
+        "runtimes": machines,
         "backbones": backbones,
         "models": models,
         "versions": {
@@ -252,25 +266,16 @@ def _package() -> dict[str, Any]:
     return package
 
 
-def _runtime() -> tuple[bytes, bytes]:
-    """ONNX Runtime's script, and its machine code for browsers, packed."""
+def _runtime(name: str) -> bytes:
+    """A file of ONNX Runtime for browsers, packed."""
     package = _package()
-    made: dict[str, bytes] = {}
 
-    def get(name: str) -> Callable[[], bytes]:
-        def take() -> bytes:
-            if not made:
-                with tempfile.TemporaryDirectory(prefix="siamcam-runtime-") as scratch:
-                    made.update(
-                        {file.name: file.read_bytes() for file in npm.place(package, Path(scratch))}
-                    )
-            return made[name]
+    def take() -> bytes:
+        with tempfile.TemporaryDirectory(prefix="siamcam-runtime-") as scratch:
+            npm.place(package, Path(scratch))
+            return (Path(scratch) / name).read_bytes()
 
-        return take
-
-    label = f"{package['name']}-{package['version']}"
-    script, machine = (_kept(f"{label}-{n}.gz", get(n)) for n in ("runtime.mjs", "runtime.wasm"))
-    return script, machine
+    return _kept(f"{package['name']}-{package['version']}-{name}.gz", take)
 
 
 def _kept(name: str, make: Callable[[], bytes]) -> bytes:

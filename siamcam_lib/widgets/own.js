@@ -20,16 +20,23 @@ const megabytes = (bytes) => `${Math.max(1, Math.round(bytes / 1e6))} MB`;
 /** An error whose message is meant for the reader. */
 const kindly = (told) => Object.assign(new Error(told), { told });
 
-/** A worker that knows models, loading of each what is not loaded yet. */
+/** Which of the runtimes suits this browser: a graphics card's, if it has one and there is one. */
+async function bestOf(runtimes) {
+  const adapter = runtimes.webgpu && await navigator.gpu?.requestAdapter().catch(() => null);
+  const real = adapter && !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter);
+  return real ? "webgpu" : "wasm";
+}
+
+/** A worker that knows models, loading of each what is not loaded yet; `on` what it computes. */
 class Looker {
-  constructor(manifest) {
-    Object.assign(this, { manifest, loaded: new Map(), waiting: new Map(), count: 0 });
+  constructor(manifest, on) {
+    Object.assign(this, { manifest, on, loaded: new Set(), waiting: new Map(), count: 0 });
   }
 
   /** The files a model needs that are not here yet. */
   missing(model) {
-    const { runtime, backbones } = this.manifest;
-    return [runtime.script, runtime.machine, backbones[model.backbone], model.head]
+    const { script, machine } = this.manifest.runtimes[this.on];
+    return [script, machine, this.manifest.backbones[model.backbone], model.head]
       .filter((part) => part && !this.loaded.has(part.file));
   }
 
@@ -46,16 +53,32 @@ class Looker {
     const fetched = await Promise.all(parts.map(async (part) =>
       ({ ...part, bytes: await this.fetch(part, (bytes) => progress((come += bytes), total)) })));
     const got = Object.fromEntries(fetched.map((part) => [part.file, part]));
-    const { runtime: { script, machine }, backbones } = this.manifest;
+    try {
+      await this.hand(model, got);
+    } catch (error) {
+      if (this.on === "wasm") throw error;
+      this.stop(); // a graphics card that cannot do it is not needed
+      this.on = "wasm";
+      this.loaded.clear();
+      return this.load(model, progress);
+    }
+    parts.forEach(({ file }) => this.loaded.add(file));
+    return undefined;
+  }
+
+  /** Give the worker what was fetched. */
+  async hand(model, got) {
+    const { runtimes, backbones } = this.manifest;
+    const { script, machine } = runtimes[this.on];
     if (got[script.file]) {
       this.start();
-      await this.ask("start", { script: got[script.file], machine: got[machine.file] });
+      const parts = { script: got[script.file], machine: got[machine.file] };
+      await this.ask("start", { ...parts, on: this.on });
     }
-    const { backbone, digest, head, units, channels } = model;
+    const { backbone, digest, head, units, channels, side } = model;
     const part = got[backbones[backbone].file];
-    if (part) await this.ask("backbone", { key: backbone, part });
+    if (part) await this.ask("backbone", { key: backbone, part, side });
     if (head && got[head.file]) await this.ask("head", { digest, part: got[head.file], units, channels });
-    parts.forEach(({ file }) => this.loaded.set(file, true));
   }
 
   async fetch({ file, bytes }, progress) {
@@ -89,6 +112,7 @@ class Looker {
   }
 
   start() {
+    this.stop();
     const url = URL.createObjectURL(new Blob([WORKER], { type: "text/javascript" }));
     this.worker = new Worker(url);
     URL.revokeObjectURL(url);
@@ -135,10 +159,15 @@ function fileOf(url) {
     `act.picture(side, item)` is told of each picture a model has seen, `act.model(model)` of another
     model, `act.save(kind)` that the reader wants the result. */
 function ownPanel(manifest, stored, act) {
-  const looker = new Looker(manifest);
+  const looker = new Looker(manifest, "wasm");
+  bestOf(manifest.runtimes).then((on) => {
+    if (!current && !loading) looker.on = on;
+    label();
+  });
   const { models } = manifest;
   let model = models.find(({ digest }) => digest === stored) ?? models[0];
-  let current = null, last = 1, busy = Promise.resolve(); // the model that looks, if any
+  let current = null; // the model that looks, if any
+  let loading = false, last = 1, busy = Promise.resolve();
   const pending = [null, null];
 
   const status = make("p", { class: "siamcam-status", role: "status" });
@@ -172,10 +201,12 @@ function ownPanel(manifest, stored, act) {
   const queue = (work) => (busy = busy.then(work).catch((error) => {
     say(status, error.told ?? `Something went wrong in the page: ${error.message}.`);
     bar.hidden = true;
+    loading = false;
     label();
   }));
   const load = () => queue(async () => {
     const wanted = model;
+    loading = true;
     button.disabled = true;
     bar.hidden = false;
     say(status, "Loading …");

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from siamcam_lib.files import whole_file
-from siamcam_lib.portable import Offer, bundle
+from siamcam_lib.portable import RUNTIMES, Offer, bundle
 from siamcam_lib.widgets.base import source
 
 
@@ -30,7 +30,7 @@ def write(folder: Path, offers: Sequence[Offer]) -> Path:
         BookError, GalleryError, ModelError: as in `siamcam_lib.portable.bundle`.
         OSError: if the folder cannot be written.
     """
-    manifest, files = bundle(offers)
+    manifest, files = bundle(offers, RUNTIMES)
     folder.mkdir(parents=True, exist_ok=True)
     for file in set(folder.glob("*.bin")) - {folder / name for name in files}:
         file.unlink()  # of an earlier build

@@ -5,10 +5,15 @@
 /** The worker: answers each message { id, task, ... } with { id, found } or { id, failed }. */
 function work() {
   const backbones = {}, heads = {};
-  let runtime = null;
+  let runtime = null, kind = null, turn = Promise.resolve();
+  const run = (session, pixels, side) => { // one at a time, as a session wants it
+    const given = new runtime.Tensor("float32", pixels, [1, 3, side, side]);
+    return (turn = turn.catch(() => {}).then(() => session.run({ pixels: given })));
+  };
   const tasks = {
-    /** ONNX Runtime, from its script and its machine code. */
-    async start({ script, machine }) {
+    /** ONNX Runtime, from its script and its machine code; `on` what it computes. */
+    async start({ script, machine, on }) {
+      kind = on;
       const url = URL.createObjectURL(new Blob([await unzip(script)], { type: "text/javascript" }));
       runtime = await import(url);
       URL.revokeObjectURL(url);
@@ -16,9 +21,11 @@ function work() {
       runtime.env.wasm.wasmBinary = await unzip(machine);
       runtime.env.logLevel = "error";
     },
-    async backbone({ key, part }) {
-      const options = { executionProviders: ["wasm"] };
-      backbones[key] = await runtime.InferenceSession.create(await unzip(part), options);
+    async backbone({ key, part, side }) {
+      const options = { executionProviders: [kind] };
+      const session = await runtime.InferenceSession.create(await unzip(part), options);
+      await run(session, new Float32Array(3 * side * side), side); // what fails, fails here
+      backbones[key] = session;
     },
     async head({ digest, part, units, channels }) {
       const bytes = (await unzip(part)).buffer;
@@ -28,8 +35,7 @@ function work() {
     /** A picture as a model sees it: what the explorer knows of its own images. */
     async look({ picture, model: { backbone, digest, side, relu }, keep }) {
       const { pixels, ...about } = await squared(picture, side, keep);
-      const given = new runtime.Tensor("float32", pixels, [1, 3, side, side]);
-      const { maps } = await backbones[backbone].run({ pixels: given });
+      const { maps } = await run(backbones[backbone], pixels, side);
       const [, channels, h, w] = maps.dims;
       const seen = project(maps.data, channels, h * w, heads[digest], relu);
       return { ...about, ...seen, shape: [h, w] };

@@ -147,6 +147,12 @@ class Opened:
 
 
 @pytest.fixture(scope="session")
+def as_opened() -> type[Opened]:
+    """Of a page that a test has opened itself: what its explorers draw."""
+    return Opened
+
+
+@pytest.fixture(scope="session")
 def opened(browser) -> Callable[..., AbstractContextManager[Opened]]:
     """Opens an address, whose own requests begin with `own`, and waits for its explorers."""
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import siamcam_lib as sc
+from benchmarks.browser import GRAPHICS, start
 from siamcam_lib import portable
 from siamcam_lib.datasets.images import as_image
 from siamcam_lib.embedder import as_explainable
@@ -27,6 +28,17 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 LOAD = ".siamcam-load button"
 STATUS = ".siamcam-status"
 EVIL = "<img src=x onerror=alert(1)>.png"
+
+
+NO_CARD_IN_WORKERS = """() => {
+  const lost = 'Object.defineProperty(navigator, "gpu", { value: undefined });';
+  const Known = Blob;
+  globalThis.Blob = class extends Known {
+    constructor(parts, options) {
+      super(options?.type === "text/javascript" ? [lost, ...parts] : parts, options);
+    }
+  };
+}"""
 
 
 def trained(seed: int, size: int = 224, **options: object) -> sc.SiameseNet:
@@ -258,7 +270,7 @@ class TestTheReader:
         known = json.loads(manifest.rpartition("announce(")[2].partition(");\n")[0])
         sizes = {m["name"]: m["head"] and m["head"]["bytes"] for m in known["models"]}
         assert sizes[portable.UNTRAINED] is None
-        total = sum(p["bytes"] for p in known["runtime"].values())
+        total = sum(p["bytes"] for p in known["runtimes"]["wasm"].values())
         total += known["backbones"][known["models"][1]["backbone"]]["bytes"] + sizes["flowers"]
         with page() as here:
             assert f"({round(total / 1e6)} MB)" in here.page.locator(LOAD).text_content()
@@ -440,6 +452,60 @@ class TestBadInput:
         with opened((book / "page.html").as_uri(), "file:") as here:
             here.page.locator(LOAD).click()
             told(here, "python -m http.server")
+
+
+class TestGraphicsCard:
+    """By a computed one, which stands for a real one."""
+
+    REAL = """Object.defineProperty(GPUAdapterInfo.prototype, "isFallbackAdapter",
+      { get: () => false })"""
+
+    @pytest.fixture
+    def card(self, book, serve, browser):
+        chromium = start(browser.browser_type, GRAPHICS)
+        asked, page = [], chromium.new_page()
+        page.set_default_timeout(120_000)
+        page.on("request", lambda r: asked.append(r.url.rpartition("/")[2]))
+        with serve(book) as address:
+            yield page, f"{address}/page.html", asked
+        chromium.close()
+
+    def test_it_gives_the_same_scores(self, card, as_opened, gal, nets, scene):
+        page, address, asked = card
+        page.add_init_script(self.REAL)
+        page.goto(address)
+        here = as_opened(page)
+        page.locator(LOAD).click()
+        page.get_by_text("The model is loaded").wait_for()
+        assert [name for name in asked if name.startswith("webgpu-machine")]
+        assert not [name for name in asked if name.startswith("wasm-machine")]
+        give(here, 1, "one.png", FORMATS["plain.png"](scene))
+        told(here, "B is now one.png")
+        seen, truth = here.seen(), sc.explain(nets["flowers"], gal.image(0), scene)
+        assert seen["decision"] == truth.decision
+        assert abs(seen["dissimilarity"] - truth.dissimilarity) < 1e-3
+        for found, expected in zip(seen["raw"], truth.raw, strict=True):
+            assert np.abs(found - expected.ravel()).max() < 1e-2 * np.abs(expected).max()
+
+    def test_one_that_fails_is_not_needed(self, card, as_opened, scene):
+        page, address, asked = card
+        page.add_init_script(self.REAL)
+        page.goto(address)
+        page.evaluate(NO_CARD_IN_WORKERS)
+        page.locator(LOAD).click()
+        page.get_by_text("The model is loaded").wait_for()
+        assert [name for name in asked if name.startswith("wasm-machine")]
+        here = as_opened(page)
+        give(here, 1, "one.png", FORMATS["plain.png"](scene))
+        told(here, "B is now one.png")
+
+    def test_a_computed_one_is_left_alone(self, card):
+        page, address, asked = card
+        page.goto(address)
+        page.evaluate("navigator.gpu.requestAdapter()")
+        page.locator(LOAD).click()
+        page.get_by_text("The model is loaded").wait_for()
+        assert not [name for name in asked if name.startswith("webgpu-machine")]
 
 
 class TestFileOfItsOwn:

@@ -241,9 +241,12 @@ class TestBundle:
         monkeypatch.setenv("SIAMCAM_CACHE", str(tmp_path / "cache"))
 
         def place(package, target, cache=None):
-            for name in ("runtime.mjs", "runtime.wasm"):
-                (target / name).write_bytes(name.encode())
-            return [target / "runtime.mjs", target / "runtime.wasm"]
+            files = [
+                target / f"{kind}.{end}" for kind in portable.RUNTIMES for end in ("mjs", "wasm")
+            ]
+            for file in files:
+                file.write_bytes(file.name.encode())
+            return files
 
         monkeypatch.setattr(npm, "place", place)
         return tmp_path / "cache" / "models"
@@ -252,7 +255,11 @@ class TestBundle:
         net = small_net()
         manifest, files = portable.bundle([portable.offer(net, "one")])
         (model,) = manifest["models"]
-        parts = [*manifest["runtime"].values(), *manifest["backbones"].values(), model["head"]]
+        parts = [
+            *manifest["runtimes"]["wasm"].values(),
+            *manifest["backbones"].values(),
+            model["head"],
+        ]
         assert sorted(p["file"] for p in parts) == sorted(files)
         for part in parts:
             data = files[part["file"]]
@@ -262,7 +269,9 @@ class TestBundle:
             gzip.decompress(files[manifest["backbones"][model["backbone"]]["file"]])
         )
         assert [i.name for i in graph.graph.input] == ["pixels"]
-        assert gzip.decompress(files[manifest["runtime"]["machine"]["file"]]) == b"runtime.wasm"
+        assert (
+            gzip.decompress(files[manifest["runtimes"]["wasm"]["machine"]["file"]]) == b"wasm.wasm"
+        )
 
     def test_the_same_models_give_the_same_files(self, cache):
         one = portable.bundle([portable.offer(small_net(), "one")])
@@ -290,7 +299,7 @@ class TestBundle:
         assert "</script>" not in text
         told = json.loads(text.rpartition("announce(")[2].partition(");\n")[0])
         assert told["models"][0]["name"] == "</script><b>"
-        named = [p["file"] for p in told["runtime"].values()]
+        named = [p["file"] for kind in told["runtimes"].values() for p in kind.values()]
         named += [p["file"] for p in told["backbones"].values()] + [
             told["models"][0]["head"]["file"]
         ]
