@@ -30,15 +30,21 @@ STATUS = ".siamcam-status"
 EVIL = "<img src=x onerror=alert(1)>.png"
 
 
-NO_CARD_IN_WORKERS = """() => {
-  const lost = 'Object.defineProperty(navigator, "gpu", { value: undefined });';
+# What a worker's text begins with in these tests: something is not there.
+WORKERS_WITHOUT = """() => {{
   const Known = Blob;
-  globalThis.Blob = class extends Known {
-    constructor(parts, options) {
-      super(options?.type === "text/javascript" ? [lost, ...parts] : parts, options);
-    }
-  };
-}"""
+  globalThis.Blob = class extends Known {{
+    constructor(parts, options) {{
+      super(options?.type === "text/javascript" ? ['{text}', ...parts] : parts, options);
+    }}
+  }};
+}}"""
+NO_CARD_IN_WORKERS = WORKERS_WITHOUT.format(
+    text='Object.defineProperty(navigator, "gpu", { value: undefined });'
+)
+NO_MEMORY_IN_WORKERS = WORKERS_WITHOUT.format(
+    text='globalThis.OffscreenCanvas = class { constructor() { throw new RangeError("memory"); } };'
+)
 
 
 def trained(seed: int, size: int = 224, **options: object) -> sc.SiameseNet:
@@ -411,6 +417,14 @@ class TestBadInput:
             here.page.get_by_text("Make it smaller").or_(
                 here.page.get_by_text("no picture that this browser can read")
             ).wait_for()
+
+    def test_a_browser_that_runs_out_of_memory_is_told_so(self, page, scene):
+        with page() as here:
+            here.page.evaluate(NO_MEMORY_IN_WORKERS)
+            load(here)
+            give(here, 0, "huge.png", written(scene, "PNG"))
+            told(here, "huge.png needs more memory than this browser gives a page")
+            assert "judged" in here.page.locator(".siamcam-verdict").text_content()
 
     def test_a_browser_without_webassembly_is_told_so(self, book, serve, browser):
         context = browser.new_context()
