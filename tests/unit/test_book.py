@@ -699,6 +699,13 @@ class TestBuild:
         assert "first edition" in (out / "intro.html").read_text("utf-8")
 
 
+def test_the_process_of_a_chapter_imports_nothing_of_the_library():
+    """It is started for every chapter; the library takes seconds, and the kernel loads its own."""
+    text = run_module._WORKER.read_text(encoding="utf-8")
+    assert "import papermill" in text
+    assert not re.search(r"^\s*(?:from|import) siamcam_lib", text, flags=re.MULTILINE)
+
+
 class TestModelsOfPages:
     def test_what_chapters_offer_stands_after_what_needs_no_training(self, tmp_path, monkeypatch):
         """In the order of the book; a chapter that was not run offers nothing."""
