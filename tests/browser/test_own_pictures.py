@@ -353,6 +353,7 @@ class TestTheReader:
             told(here, "early.png waits")
             here.page.locator(LOAD).click()
             told(here, "A is now early.png")
+            assert here.seen()["a"] is None
 
     def test_a_hostile_name_stays_a_name(self, page, scene):
         with page() as here:
@@ -417,6 +418,7 @@ class TestBadInput:
             here.page.get_by_text("Make it smaller").or_(
                 here.page.get_by_text("no picture that this browser can read")
             ).wait_for()
+            assert (here.seen()["a"], here.seen()["b"]) == (None, 1)
 
     def test_a_browser_that_runs_out_of_memory_is_told_so(self, page, scene):
         with page() as here:
@@ -461,11 +463,13 @@ class TestBadInput:
         with page(folder) as here:
             here.page.locator(LOAD).click()
             told(here, "damaged or altered")
+            assert here.page.locator(LOAD).is_enabled()  # to try again
 
     def test_a_page_from_disk_says_how_to_serve_it(self, book, opened):
         with opened((book / "page.html").as_uri(), "file:") as here:
             here.page.locator(LOAD).click()
             told(here, "python -m http.server")
+            assert "judged" in here.page.locator(".siamcam-verdict").text_content()
 
 
 class TestGraphicsCard:

@@ -35,6 +35,7 @@ from siamcam_lib import files
 from siamcam_lib.book import build, run_chapters, worker
 from siamcam_lib.book import build as build_function
 from siamcam_lib.book import run as run_module
+from siamcam_lib.book.same import settled
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import catalogue, download
 from siamcam_lib.decoder import Decoder
@@ -714,6 +715,8 @@ def test_what_two_runs_of_a_chapter_draw_at_random_is_not_staged(tmp_path):
         book = nbformat.v4.new_notebook(cells=[cell], metadata=about)
         nbformat.write(book, tmp_path / "page.ipynb")
         worker._clean(tmp_path / "page.ipynb")
+        book = nbformat.read(tmp_path / "page.ipynb", as_version=4)
+        (tmp_path / "page.ipynb").write_text(settled(book), encoding="utf-8")
         staged.append((tmp_path / "page.ipynb").read_bytes())
     assert staged[0] == staged[1]
     (output,) = nbformat.read(tmp_path / "page.ipynb", 4).cells[0].outputs
