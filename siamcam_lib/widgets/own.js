@@ -5,7 +5,7 @@
 // --- models -------------------------------------------------------------------------------------
 
 const SIDES = ["A", "B"];
-const KEPT_SIDE = 448; // pixels of the longer side of a reader's picture as it is shown
+const KEPT_SIDE = 320; // pixels of the longer side of a reader's picture as it is shown
 const LITTLE = 2e6; // bytes that are loaded without asking, once a model was asked for
 
 /** Tell the explorers of this page which models there are, beside this script or in the page. */
