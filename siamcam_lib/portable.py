@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from siamcam_lib import npm
@@ -295,16 +294,3 @@ def _kept(name: str, make: Callable[[], bytes]) -> bytes:
     except OSError as error:
         print(f"note: {name} could not be kept in {file.parent} ({error}); it is made again then")
     return data
-
-
-def error_of_half(one: Offer) -> float:
-    """How far embeddings move when the head is in half precision, as a share of the largest."""
-    weight = np.frombuffer(one.head, "<f2", one.about["units"] * one.about["channels"])
-    if one.seeing is None or not one.head:
-        return 0.0
-    exact = pooled_head(one.seeing)
-    maps = one.seeing.look(pictures(one.seeing.image_size)).maps
-    rounded = torch.from_numpy(weight.astype("<f4").reshape(one.about["units"], -1))
-    near = type(exact)(rounded, exact.bias, exact.relu).embed(maps)
-    truth = exact.embed(maps)
-    return float((near - truth).abs().max() / truth.abs().max())
