@@ -18,7 +18,7 @@ function announce(manifest) {
 const megabytes = (bytes) => `${Math.max(1, Math.round(bytes / 1e6))} MB`;
 
 /** An error whose message is meant for the reader. */
-const kindly = (told) => Object.assign(new Error(told), { told });
+const kindly = (told, damaged = false) => Object.assign(new Error(told), { told, damaged });
 
 /** Which of the runtimes suits this browser: a graphics card's, if it has one and there is one. */
 async function bestOf(runtimes) {
@@ -42,8 +42,9 @@ class Looker {
 
   bytes(model) { return this.missing(model).reduce((sum, { bytes }) => sum + bytes, 0); }
 
-  /** Everything `model` needs; `progress` is told bytes as they come. */
-  async load(model, progress) {
+  /** Everything `model` needs; `progress` is told bytes as they come. What a file's name says never
+      changes, so the browser's copy will do; if it is damaged, the server is asked anew. */
+  async load(model, progress, cache = "force-cache") {
     if (typeof WebAssembly === "undefined" || typeof DecompressionStream === "undefined")
       throw kindly("This browser cannot run a model in a page (it has no WebAssembly or no " +
         "DecompressionStream). Every browser of today can: try Firefox, Chrome, Edge or Safari.");
@@ -51,12 +52,13 @@ class Looker {
     const total = parts.reduce((sum, { bytes }) => sum + bytes, 0);
     let come = 0;
     const fetched = await Promise.all(parts.map(async (part) =>
-      ({ ...part, bytes: await this.fetch(part, (bytes) => progress((come += bytes), total)) })));
+      ({ ...part, bytes: await this.fetch(part, cache, (n) => progress((come += n), total)) })));
     const got = Object.fromEntries(fetched.map((part) => [part.file, part]));
     try {
       await this.hand(model, got);
     } catch (error) {
-      if (this.on === "wasm") throw error;
+      if (error.damaged && cache !== "reload") return this.load(model, progress, "reload");
+      if (error.damaged || this.on === "wasm") throw error;
       this.stop(); // a graphics card that cannot do it is not needed
       this.on = "wasm";
       this.loaded.clear();
@@ -81,7 +83,7 @@ class Looker {
     if (head && got[head.file]) await this.ask("head", { digest, part: got[head.file], units, channels });
   }
 
-  async fetch({ file, bytes }, progress) {
+  async fetch({ file, bytes }, cache, progress) {
     const inside = document.getElementById(`siamcam-${file}`);
     if (inside) {
       progress(bytes);
@@ -94,7 +96,7 @@ class Looker {
         "http://127.0.0.1:8000");
     let answer;
     try {
-      answer = await fetch(where, { cache: "force-cache" }); // its name holds its digest
+      answer = await fetch(where, { cache });
     } catch {
       throw kindly("The model could not be loaded: the book's server did not answer. Are you " +
         "still connected to it?");
@@ -116,11 +118,11 @@ class Looker {
     const url = URL.createObjectURL(new Blob([WORKER], { type: "text/javascript" }));
     this.worker = new Worker(url);
     URL.revokeObjectURL(url);
-    this.worker.onmessage = ({ data: { id, found, failed } }) => {
+    this.worker.onmessage = ({ data: { id, found, failed, damaged } }) => {
       const { done, fail } = this.waiting.get(id);
       this.waiting.delete(id);
       if (failed === undefined) done(found);
-      else fail(kindly(failed));
+      else fail(kindly(failed, damaged));
     };
     this.worker.onerror = () => {
       const lost = kindly("The browser ended the model's work, perhaps for want of memory. Load " +

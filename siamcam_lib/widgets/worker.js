@@ -45,16 +45,17 @@ function work() {
     try {
       postMessage({ id, found: await tasks[task](given) });
     } catch (error) {
-      postMessage({ id, failed: error.told ?? `${error.message ?? error}` });
+      const { damaged } = error;
+      postMessage({ id, failed: error.told ?? `${error.message ?? error}`, damaged });
     }
   };
 }
 
 /** The content of a packed file whose digest is known. */
 async function unzip({ bytes, sha256 }) {
-  const broken = () => Object.assign(new Error(), {
-    told: "A file of the model arrived damaged or altered, so it is not used. Load the page anew; " +
-      "if that does not help, the book has to be built again." });
+  const broken = () => Object.assign(new Error(), { damaged: true,
+    told: "A file of the model is damaged or altered, also when asked for anew, so it is not used. " +
+      "Whoever made this page has to make it again." });
   if (globalThis.crypto?.subtle) { // browsers offer it to pages from https, this machine or a file
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
     const hex = Array.from(digest, (b) => b.toString(16).padStart(2, "0")).join("");

@@ -138,8 +138,9 @@ def test_the_front_door_leads_to_the_first_page(browser, serve, site, executed):
     with serve(site) as base:
         page.goto(base)
         page.wait_for_url(f"{base}/{executed.runs[0].name}.html")
+        page.wait_for_load_state("networkidle")  # before the server goes
         heading = page.locator("h1").first.inner_text()
-    page.close()
+        page.close()
     assert heading.strip() and errors == []
 
 
