@@ -82,16 +82,17 @@ $(UV):
 .venv/bin/python: | $(UV)
 	@$(UV) venv --quiet --allow-existing --no-python-downloads --python .uv/bin/python .venv
 
-# Done again only when what is asked for changed. A cut-off installation leaves no stamp.
+# Done again only when what is asked for changed. A cut-off installation leaves no stamp. Packages are
+# compiled once, here: where nothing may write beside them, each kernel would compile them anew, for 15 s.
 $(READY): requirements.txt pyproject.toml Makefile | .venv/bin/python
 	@rm -f .venv/.ready-*
 ifeq ($(TORCH_BACKEND),default)
-	@$(UV) pip sync --python $(PY) --require-hashes requirements.txt
+	@$(UV) pip sync --python $(PY) --compile-bytecode --require-hashes requirements.txt
 else
 	@awk '/^[a-z0-9]/{torch = $$0 ~ /$(TORCH_PACKAGES)/} !torch' requirements.txt > .venv/without-torch.txt
-	@$(UV) pip sync --python $(PY) --require-hashes .venv/without-torch.txt
-	@$(UV) pip install --python $(PY) --torch-backend "$(TORCH_BACKEND)" --constraints .venv/without-torch.txt \
-	  $$(grep -oE '^(torch|torchvision)==[^ ]+' requirements.txt)
+	@$(UV) pip sync --python $(PY) --compile-bytecode --require-hashes .venv/without-torch.txt
+	@$(UV) pip install --python $(PY) --compile-bytecode --torch-backend "$(TORCH_BACKEND)" \
+	  --constraints .venv/without-torch.txt $$(grep -oE '^(torch|torchvision)==[^ ]+' requirements.txt)
 endif
 	@$(UV) pip install --python $(PY) --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
