@@ -298,6 +298,8 @@ class TestTheReader:
 
     def test_only_with_the_keyboard(self, page, violations, scene):
         with page() as here:
+            opened = []  # listened for from the beginning: Chromium takes its time to begin telling
+            here.page.on("filechooser", lambda chooser: opened.append(chooser))
             here.page.locator(LOAD).focus()
             here.page.keyboard.press("Enter")
             here.page.get_by_text("The model is loaded").wait_for()
@@ -308,6 +310,7 @@ class TestTheReader:
             file = {"name": "a.png", "mimeType": "image/png", "buffer": written(scene, "PNG")}
             chooser.value.set_files(file)
             told(here, "A is now a.png")
+            assert len(opened) == 1
             assert violations(here.page, ".siamcam-explorer") == []
             labels = [inputs.nth(k).evaluate("(i) => i.labels[0].textContent") for k in (0, 1)]
             assert all(side in label for side, label in zip("AB", labels, strict=True))
