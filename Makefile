@@ -27,7 +27,7 @@ LOCK  = $(UV) pip compile pyproject.toml --extra test --extra bench --universal 
 TORCH_PACKAGES = ^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==
 
 .DEFAULT_GOAL = help
-.PHONY: help book results test lab data bench lint lock clean
+.PHONY: help book results test lab data bench check lock clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -45,13 +45,15 @@ book: $(READY) ## run every chapter that changed, build the site, say where it i
 results: $(READY) ## compute every number of the results page anew (PROFILE=full: fine-tuned, for hours)
 	@$(PY) -m siamcam_lib.book --data "$$DATA" --profile "$$PROFILE" --seed "$$SEED" --results
 
-test: lint ## lint, unit tests, doctests, all chapters, the site in a browser
+test: check ## all checks, unit tests, doctests, all chapters, the site in a browser
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --doctest-modules tests/unit siamcam_lib $(PYTEST)
 	@$(PY) -m pytest tests/chapters tests/browser $(PYTEST)
 
-lint: $(READY)
+check: $(READY) ## style, notebook hygiene, types, spelling
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check --quiet .
+	@$(PY) -m mypy
+	@.venv/bin/codespell
 
 lab: $(READY) ## JupyterLab on the book; its address, with token, is printed
 	@JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \

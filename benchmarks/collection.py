@@ -65,7 +65,7 @@ def table(pictures: int, vectors: int, rounds: int) -> str:
 
 def _throughput(count: int, rounds: int) -> list[str]:
     """JPEG files into a gallery, beside the bare backbone on the same pictures decoded ahead."""
-    net = sc.SiameseNet(pretrained=False).eval()
+    net = sc.SiameseNet().eval()
     scenes = sc.datasets.load("scenes/flowers", n=100, size=320)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{k}.jpg" for k in range(count)]
@@ -91,10 +91,10 @@ def _throughput(count: int, rounds: int) -> list[str]:
         found = medians({"bare": bare, "ours": ours, "embed": embed}, rounds)
     speed = {name: count / seconds for name, seconds in found.items()}
     return [
-        f"| bare backbone (EfficientNet-Lite0, 224 × 224), {count} pictures decoded ahead, 32 at a "
-        "time | "
+        f"| bare backbone (EfficientNet-Lite0, 224 × 224) by PyTorch, {count} pictures decoded "
+        "ahead, 32 at a time | "
         f"{speed['bare']:.1f} a second |",
-        "| the same by `net.look`, four at a time, a thread each, where freed memory is kept | "
+        "| the same by `net.look`: ONNX Runtime, four at a time, a thread each | "
         f"{speed['ours']:.1f} a second |",
         "| the same JPEG files, 320 × 320, decoded, looked at, projected and written | "
         f"{speed['embed']:.1f} a second, {speed['embed'] / speed['bare']:.2f} and "

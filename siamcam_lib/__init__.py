@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from siamcam_lib.features import View
     from siamcam_lib.gallery import Gallery
     from siamcam_lib.model import SiameseNet
-    from siamcam_lib.report import Audit, audit
+    from siamcam_lib.report import Audit, audit  # type: ignore[no-redef]  # a function, too
     from siamcam_lib.studies import Study, study
     from siamcam_lib.training import FINETUNE, FROZEN, Fit, Recipe, fit
 

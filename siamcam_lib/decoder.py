@@ -58,6 +58,9 @@ class Decoder(nn.Module):
         torch.Size([5, 3, 40, 40])
     """
 
+    centre: Tensor
+    spread: Tensor
+
     def __init__(
         self,
         embed_dim: int,
@@ -69,7 +72,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [embed_dim, hidden, 3 * SIDE**2] if hidden else [embed_dim, 3 * SIDE**2]
-        layers = [nn.Linear(*ends) for ends in zip(sizes, sizes[1:], strict=False)]
+        layers: list[nn.Module] = [nn.Linear(*ends) for ends in zip(sizes, sizes[1:], strict=False)]
         for i in range(1, len(layers)):
             layers.insert(2 * i - 1, nn.ReLU())
         self.layers = nn.Sequential(*layers)
@@ -256,8 +259,10 @@ def train_decoder(
         decoder.spread.copy_(_spread(e[kept]))
         mean = shown[kept].mean(dim=0)
         with torch.no_grad():  # training starts from the mean picture
-            decoder.layers[-1].weight.zero_()
-            decoder.layers[-1].bias.copy_(mean.flatten())
+            last = decoder.layers[-1]
+            assert isinstance(last, nn.Linear)
+            last.weight.zero_()
+            last.bias.copy_(mean.flatten())
         task = _Task(decoder.float(), (e.float(), shown), kept, held)
         with training_quietly():
             _trainer(epochs, patience, progress).fit(task)
@@ -285,7 +290,8 @@ class _Task(L.LightningModule):
         self, decoder: Decoder, data: tuple[Tensor, Tensor], kept: Tensor, held: Tensor
     ) -> None:
         super().__init__()
-        self.decoder, self.least, self.best = decoder, float("inf"), {}
+        self.decoder, self.least = decoder, float("inf")
+        self.best: dict[str, Tensor] = {}
         self.kept, self.held = (TensorDataset(*(x[rows] for x in data)) for rows in (kept, held))
 
     def train_dataloader(self) -> DataLoader:

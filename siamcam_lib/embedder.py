@@ -23,7 +23,7 @@ from siamcam_lib import backbones, gradcam
 from siamcam_lib.backbones import IMAGENET_MEAN, IMAGENET_STD, evaluating
 from siamcam_lib.errors import ExplanationError
 from siamcam_lib.heads import PooledHead, PooledSeen, Seen, TracedSeen
-from siamcam_lib.model import SiameseNet, squares
+from siamcam_lib.model import AT_ONCE, SiameseNet, squares
 
 Comparison = Callable[[Tensor, Tensor], Tensor]
 ROUNDING = 1e-6  # how far from [0, 1] a dissimilarity may be by rounding
@@ -105,6 +105,11 @@ class Explainable(ABC):
         In evaluation mode, and on whatever device the network is.
         """
 
+    def embed_all(self, pixels: Tensor) -> Tensor:
+        """`embed` of any number of pictures, without gradients and a few at a time."""
+        with torch.inference_mode():
+            return torch.cat([self.embed(part) for part in pixels.split(AT_ONCE)])
+
     @abstractmethod
     def similarity(self, e1: Tensor, e2: Tensor) -> Tensor:
         """1 − y of pairs of embeddings of `embed`, differentiable: (m, E) twice → (m,)."""
@@ -149,6 +154,11 @@ class SiameseEmbedder(Explainable):
         net = self.net
         with evaluating(net):
             return net.activation(net.feature_maps(pixels.to(net.device)).mean(dim=(2, 3)))
+
+    def embed_all(self, pixels: Tensor) -> Tensor:  # noqa: D102
+        net = self.net
+        with evaluating(net), torch.inference_mode():
+            return net.activation(net.look(pixels.to(net.device)).mean(dim=(2, 3)))
 
     @property
     def _comparison(self) -> SiameseComparison:
@@ -247,8 +257,10 @@ class Embedder(Explainable):
         self.module, self.layer, self.image_size = module, layer, image_size
         self.network, self.target = module, find_layer(module, layer)
         self.threshold = check_threshold(threshold)
-        self.comparison = COMPARISONS.get(comparison, comparison)
-        name = comparison if isinstance(comparison, str) else _function_name(comparison)
+        if isinstance(comparison, str):
+            self.comparison, name = COMPARISONS[comparison], comparison
+        else:
+            self.comparison, name = comparison, _function_name(comparison)
         self.settings = {"comparison": name}
         self.mean, self.std = _per_channel("mean", mean), _per_channel("std", std)
         if not (self.std > 0).all():
@@ -445,7 +457,7 @@ def check_threshold(value: Any) -> float:
     Raises:
         ExplanationError: if it does not lie strictly between 0 and 1.
     """
-    if isinstance(value, Real) and 0 < value < 1:
+    if isinstance(value, Real) and 0 < float(value) < 1:
         return float(value)
     raise ExplanationError(
         f"A threshold lies strictly between 0 and 1, not at {value!r}; it is compared with the "
@@ -478,9 +490,9 @@ def _pooled(leaf: Tensor, output: Tensor, after: list[nn.Module]) -> Seen:
     if [type(m) for m in rest] not in ([], [nn.Linear], [nn.Linear, nn.ReLU]):
         return traced
     weight = bias = None
-    if rest:
-        weight = rest[0].weight.detach().cpu()
-        bias = None if rest[0].bias is None else rest[0].bias.detach().cpu()
+    if rest and isinstance(linear := rest[0], nn.Linear):
+        weight = linear.weight.detach().cpu()
+        bias = None if linear.bias is None else linear.bias.detach().cpu()
     shape = (leaf.shape[1],) * 2 if weight is None else weight.shape
     if shape != (output.shape[1], leaf.shape[1]):
         return traced

@@ -212,7 +212,7 @@ class _Job:
             {
                 "threshold": self.seeing.threshold, "settings": self.seeing.settings,
                 "shape": self._read(0, "maps")["maps"].shape[1:], "digest": self.digest,
-                "contents": hashlib.sha256(keys).hexdigest(), "names": self.about["images"],
+                "contents": hashlib.sha256(keys.data).hexdigest(), "names": self.about["images"],
             },
         )  # fmt: skip
         for name in ("shard-*", f"{TABLE}.*"):  # left by writes that were killed

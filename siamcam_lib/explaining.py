@@ -32,8 +32,6 @@ gallery are explained by them without another look."""
 COSTS = ("closed form", "gradients", "perturbations", "trained decoder", "control")
 """What an explainer's time is spent on."""
 
-AT_ONCE = 4  # changed pictures that go through the network together; see `model.AT_ONCE`
-
 
 class Pairs:
     """B pairs of pictures in front of a network, as every explainer gets them.
@@ -124,9 +122,7 @@ class Pairs:
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embeddings of changed pictures (m, 3, S, S) in [0, 1]: (m, E) float64, no gradient."""
-        with torch.inference_mode():
-            parts = [self.seeing.embed(part).double().cpu() for part in pixels.split(AT_ONCE)]
-        return torch.cat(parts)
+        return self.seeing.embed_all(pixels).double().cpu()
 
     def score(self, e1: Tensor, e2: Tensor) -> Tensor:
         """Similarity of pairs of embeddings, (m, E) twice → (m,)."""

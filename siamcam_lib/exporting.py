@@ -7,19 +7,12 @@ every pair follow. Networks that share a frozen backbone share its file: only th
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,9 +20,8 @@ from siamcam_lib.embedder import Embedder, Explainable, SiameseEmbedder, as_expl
 from siamcam_lib.errors import ModelError
 from siamcam_lib.files import whole_file
 from siamcam_lib.heads import PooledHead, PooledSeen
+from siamcam_lib.onnx_files import TOLERANCE, Normalised, check, exported, pictures
 
-TOLERANCE = 1e-4
-"""Largest error of an exported network, as a share of the largest value of what it gives."""
 BACKBONE, HEAD = "backbone.onnx", "head.onnx"
 FORMAT = "siamcam-onnx-1"
 
@@ -119,11 +111,11 @@ def parts(seeing: Explainable) -> tuple[nn.Module, nn.Module]:
         ModelError: if the head is not one that pools and projects.
     """
     if isinstance(seeing, SiameseEmbedder):
-        own = copy.deepcopy(seeing.net).cpu().float().eval()
-        looking: nn.Module = _Normalised(own.backbone, own.mean, own.std)
+        net = copy.deepcopy(seeing.net).cpu().float().eval()
+        looking: nn.Module = Normalised(net.backbone, net.mean, net.std)
     elif isinstance(seeing, Embedder):
         own = copy.deepcopy(seeing.module).cpu().float().eval()
-        looking = _Normalised(_Until(own, seeing.layer), seeing.mean, seeing.std)
+        looking = Normalised(_Until(own, seeing.layer), seeing.mean, seeing.std)
     else:
         raise ModelError(
             f"A {type(seeing).__name__} cannot be exported: it is neither a SiameseNet nor an "
@@ -148,108 +140,6 @@ def pooled_head(seeing: Explainable) -> PooledHead:
     )
 
 
-def pictures(side: int, count: int = 3) -> Tensor:
-    """Made-up pictures to check a network on: smooth, as photographs are, and the same always.
-
-    Returns:
-        (count, 3, side, side) in [0, 1].
-    """
-    random = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, 8, 8, generator=random)
-    smooth = nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
-    grain = torch.rand(count, 3, side, side, generator=random)
-    return (0.9 * smooth + 0.1 * grain).clamp(0, 1)
-
-
-def exported(
-    module: nn.Module,
-    given: Tensor,
-    name: str,
-    outputs: list[str],
-    metadata: dict[str, str] | None = None,
-) -> bytes:
-    """A module of one input as an ONNX model; the first dimension may have any size.
-
-    Raises:
-        ModelError: if torch cannot export it.
-    """
-    try:
-        with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                module,
-                (given,),
-                dynamo=True,
-                input_names=[name],
-                output_names=outputs,
-                dynamic_shapes=({0: torch.export.Dim("n")},),
-                external_data=False,
-                verbose=False,
-            )
-            model = program.model_proto
-    except Exception as error:  # of torch's exporter, which raises what it likes
-        first = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise ModelError(
-            f"torch cannot export this network to ONNX, from {name} to {' and '.join(outputs)} "
-            f"({first}); simplify its forward pass, or choose another backbone."
-        ) from error
-    _forget_origin(model)
-    for key, value in (metadata or {}).items():
-        model.metadata_props.add(key=key, value=value)
-    return model.SerializeToString()
-
-
-def check(
-    model: bytes, given: dict[str, Tensor], truth: dict[str, Tensor], tolerance: float
-) -> dict[str, float]:
-    """The largest error of each output, as a share of its largest value.
-
-    Raises:
-        ModelError: if one is above `tolerance`, or the model does not run.
-    """
-    import onnxruntime  # loaded by whoever exports
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    errors: dict[str, float] = {}
-    for rows in (slice(None), slice(1)):  # all images, and a single one
-        try:
-            session = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
-            )
-            feed = {name: np.ascontiguousarray(v[rows].numpy()) for name, v in given.items()}
-            found = session.run(list(truth), feed)
-        except Exception as error:  # of the runtime, whose errors have no common kind
-            raise ModelError(
-                f"The exported network does not run on ONNX Runtime ({error})."
-            ) from error
-        for name, value in zip(truth, found, strict=True):
-            expected = truth[name][rows].numpy()
-            largest = float(np.abs(expected).max()) or 1.0
-            far = float(np.abs(value - expected).max()) / largest
-            errors[name] = max(errors.get(name, 0.0), far)
-    wrong = {name: far for name, far in errors.items() if not far <= tolerance}
-    if wrong:
-        told = ", ".join(f"{name} by {far:.2g}" for name, far in wrong.items())
-        raise ModelError(
-            f"The exported network differs from PyTorch's: {told} of the largest value, where at "
-            f"most {tolerance:g} is allowed. Nothing was written."
-        )
-    return errors
-
-
-class _Normalised(nn.Module):
-    """A backbone that takes pixels in [0, 1]."""
-
-    def __init__(self, backbone: nn.Module, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.register_buffer("mean", mean.detach().clone())
-        self.register_buffer("std", std.detach().clone())
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.backbone((pixels - self.mean) / self.std)
-
-
 class _Until(nn.Module):
     """A network up to and including one of its layers."""
 
@@ -271,6 +161,9 @@ class _Until(nn.Module):
 class _Projection(nn.Module):
     """A `PooledHead` as a module: A → P and e."""
 
+    weight: Tensor | None
+    bias: Tensor | None
+
     def __init__(self, head: PooledHead) -> None:
         super().__init__()
         self.relu = head.relu
@@ -290,25 +183,3 @@ class _Projection(nn.Module):
             pooled = torch.relu(pooled)
             projected = projected * (pooled > 0).to(maps)[:, :, None, None]
         return projected / (maps.shape[2] * maps.shape[3]), pooled
-
-
-def _forget_origin(model: Any) -> None:
-    """Take out the lines of source that torch notes beside every node, with the paths of files."""
-    for node in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
-        del node.metadata_props[:]
-        node.doc_string = ""
-    del model.metadata_props[:], model.graph.metadata_props[:]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep to itself what torch's exporter logs and warns of its inner affairs."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

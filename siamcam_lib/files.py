@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -108,6 +108,32 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def kept(file: Path, make: Callable[[], bytes], whole: Callable[[bytes], bool]) -> bytes:
+    """What `file` holds, if it is whole; otherwise what `make` gives, which is then kept there.
+
+    A folder that cannot be written costs no more than to make it again.
+
+    Example:
+        >>> import tempfile; file = Path(tempfile.mkdtemp()) / "dear"
+        >>> kept(file, lambda: b"made", len), kept(file, lambda: b"made again", len)
+        (b'made', b'made')
+    """
+    try:
+        data = file.read_bytes()
+    except OSError:
+        pass
+    else:
+        if whole(data):
+            return data
+    data = make()
+    try:
+        with whole_file(file) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        print(f"note: {file.name} could not be kept in {file.parent} ({error}); it is made again")
+    return data
 
 
 def clear_halves(path: Path) -> None:

@@ -148,8 +148,8 @@ class Gallery:
                 folder, seeing, pictures,
                 batch_size=batch_size, images_per_shard=images_per_shard, progress=progress,
             )  # fmt: skip
-            rows: _Held | Shards = Shards(folder)
-            return cls(rows, rows.table, pictures, seeing)
+            written = Shards(folder)
+            return cls(written, written.table, pictures, seeing)
         batches = [range(*ends) for ends in blocks(len(pictures), batch_size)]
         rows = _Held()
         bar = tqdm(total=len(pictures), desc="gallery", unit="image", disable=not progress,
@@ -495,7 +495,7 @@ class _PairOf(Sequence):
     def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, side: int) -> Image.Image:
+    def __getitem__(self, side: int) -> Image.Image:  # type: ignore[override]  # no slices
         return self._gallery.image(self._pair[side])
 
 

@@ -129,11 +129,11 @@ class TracedSeen(Seen):
     output: Tensor
 
     @property
-    def maps(self) -> Tensor:  # noqa: D102
+    def maps(self) -> Tensor:  # type: ignore[override]  # noqa: D102
         return self.leaf.detach().cpu()
 
     @property
-    def embedding(self) -> Tensor:  # noqa: D102
+    def embedding(self) -> Tensor:  # type: ignore[override]  # noqa: D102
         return self.output.detach().double().cpu()
 
     def weights(self, rows: Tensor, v: Tensor) -> Tensor:  # noqa: D102

@@ -48,9 +48,9 @@ def centre(size: tuple[int, int], area: float) -> np.ndarray:
     far = np.hypot(x[None, :], y[:, None]).ravel()
     mask = np.zeros(width * height, bool)
     mask[np.argsort(far, kind="stable")[: round(area * mask.size)]] = True
-    mask = mask.reshape(height, width)
-    mask.flags.writeable = False
-    return mask
+    shaped = mask.reshape(height, width)
+    shaped.flags.writeable = False
+    return shaped
 
 
 def hidden(picture: Image.Image, mask: np.ndarray) -> Image.Image:

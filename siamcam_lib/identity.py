@@ -104,7 +104,9 @@ def _content(cell: types.CellType) -> Any:
 
 def _name(value: Any) -> str:
     """Module and qualified name of a class or function, or of what the object is one of."""
-    if isinstance(value, types.ModuleType | types.CodeType):
-        return getattr(value, "co_qualname", None) or value.__name__
+    if isinstance(value, types.CodeType):
+        return value.co_qualname
+    if isinstance(value, types.ModuleType):
+        return value.__name__
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}.{named.__qualname__}"

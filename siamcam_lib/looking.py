@@ -66,7 +66,7 @@ class Pictures(Sequence):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, i: int) -> Image.Image:
+    def __getitem__(self, i: int) -> Image.Image:  # type: ignore[override]  # no slices
         return self.source(i).read()
 
     def source(self, i: int) -> Source:
@@ -195,7 +195,10 @@ def _see(seeing: Explainable, batch: list[Decoded], looks: Looks | None) -> Seen
         pixels = torch.from_numpy(np.stack([one.pixels for one in batch]))
         return seeing.look(pixels.permute(0, 3, 1, 2).float().div_(255))
     weight, bias = (p.detach().cpu() for p in seeing.net.projection.parameters())
-    seen = PooledSeen(looks(seeing.net, [one.picture for one in batch]), PooledHead(weight, bias))
+    seen = PooledSeen(
+        looks(seeing.net, [one.picture for one in batch if one.picture is not None]),
+        PooledHead(weight, bias),
+    )
     if not torch.isfinite(seen.embedding).all():
         raise GalleryError(
             "The network's embedding is not finite; its weights are damaged. Load or train it "

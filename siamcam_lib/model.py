@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from siamcam_lib import backbones
+from siamcam_lib.engine import engine
 from siamcam_lib.errors import ModelError
 from siamcam_lib.files import whole_file
 
@@ -60,6 +62,10 @@ class SiameseNet(nn.Module):
         torch.Size([5])
     """
 
+    mean: Tensor
+    std: Tensor
+    _threshold: Tensor
+
     def __init__(
         self,
         backbone: str | nn.Module = "efficientnet_lite0",
@@ -77,7 +83,7 @@ class SiameseNet(nn.Module):
             found = backbones.Backbone(backbone, backbones.channels("backbone", backbone))
         else:
             found = backbones.create(backbone, pretrained)
-        self.config = {
+        self.config: dict[str, Any] = {
             "backbone": backbone if isinstance(backbone, str) else "custom",
             "embed_dim": embed_dim,
             "normalize": bool(normalize),
@@ -136,14 +142,16 @@ class SiameseNet(nn.Module):
     def look(self, images: Tensor) -> Tensor:
         """`feature_maps` of any number of images, without gradients and a few at a time.
 
-        The network must be in evaluation mode: in training mode images of a batch depend on each
-        other.
+        On a CPU by `siamcam_lib.engine` where it can. The network must be in evaluation mode: in
+        training mode images of a batch depend on each other.
         """
         if self.device.type != "cpu":
             return self.feature_maps(images)
+        height, width = images.shape[2:]
+        quick = engine(self, width) if height == width and images.dtype == torch.float32 else None
         # Even parts, none of them of a single image, which is rounded otherwise than several are.
         parts = images.tensor_split(-(-len(images) // AT_ONCE))
-        return torch.cat(_side_by_side(self.feature_maps, parts))
+        return torch.cat(_side_by_side(quick or self.feature_maps, parts))
 
     def activation(self, pooled: Tensor) -> Tensor:
         """ReLU(W g + b), before any scaling to unit length: (B, K) → (B, E)."""

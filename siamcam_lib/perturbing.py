@@ -21,7 +21,7 @@ FILLS = ("mean", "blur", "black")
 BLUR = 0.05
 """Standard deviation of the blur as a share of the picture's side: 11 pixels of 224."""
 
-AT_ONCE = 4  # pictures together: on a CPU more of them take longer each, see `model.AT_ONCE`
+AT_ONCE = 32  # changed pictures that are held in memory together
 
 
 def fill(pixels: Tensor, kind: str) -> Tensor:

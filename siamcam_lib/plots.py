@@ -110,7 +110,7 @@ def scores(report: Report, axis: Axes | None = None) -> Axes:
     bins = np.linspace(0, 1, 41)
     for label, (name, colour) in enumerate((("similar", SIMILAR), ("dissimilar", DISSIMILAR))):
         values = report.score[report.label == label]
-        axis.hist(values, bins, color=colour, alpha=0.6)
+        axis.hist(values, bins.tolist(), color=colour, alpha=0.6)
         axis.annotate(
             f"{name} pairs", (label, 1), (0, -2), xycoords="axes fraction",
             textcoords="offset points", ha=("left", "right")[label], va="top", color=colour,

@@ -11,8 +11,7 @@ import base64
 import gzip
 import hashlib
 import tempfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +22,10 @@ import torch
 from siamcam_lib import npm
 from siamcam_lib.embedder import Embedder, Explainable, as_explainable
 from siamcam_lib.errors import GalleryError
-from siamcam_lib.exporting import TOLERANCE, check, exported, parts, pictures, pooled_head
-from siamcam_lib.files import cache_home, shown, whole_file
+from siamcam_lib.exporting import parts, pooled_head
+from siamcam_lib.files import cache_home, kept, shown
 from siamcam_lib.model import SiameseNet
+from siamcam_lib.onnx_files import digest, packed, pictures, unzips
 
 FORMAT = "siamcam-models-1"
 KEPT = "siamcam_model"
@@ -210,19 +210,13 @@ def bundle(
 
 
 def _key(seeing: Explainable) -> str:
-    """What a backbone's file depends on: all numbers up to its feature map, and its input's size.
-
-    Not their names: a backbone is the same alone and as a part of a larger network.
-    """
+    """What names a backbone's file."""
     backbone, _ = parts(seeing)
-    total = hashlib.sha256(str(seeing.image_size).encode())
-    for tensor in backbone.state_dict().values():
-        total.update(str(tuple(tensor.shape)).encode())
-        total.update(tensor.contiguous().numpy().tobytes())
+    ends_with = ""  # the layer it ends with, where that is not its last one
     inside = sum(1 for _ in seeing.target.parameters())
-    if inside < sum(1 for _ in backbone.parameters()):
-        total.update(seeing.layer.encode())  # which of the network's layers it ends with
-    return total.hexdigest()[:16]
+    if isinstance(seeing, Embedder) and inside < sum(1 for _ in backbone.parameters()):
+        ends_with = seeing.layer
+    return digest(backbone, seeing.image_size, ends_with)
 
 
 def _source(seeing: Explainable, key: str) -> str | None:
@@ -238,26 +232,17 @@ def _source(seeing: Explainable, key: str) -> str | None:
 
 
 def _backbone(one: Offer) -> bytes:
-    """The file of an offer's backbone, packed; exported once and then kept."""
-    key = one.about["backbone"]
-
-    def make() -> bytes:
-        seeing = one.seeing
-        if seeing is None:
-            net = SiameseNet(one.source or "", embed_dim=1, image_size=one.about["side"])
-            seeing = as_explainable(net)
-        if _key(seeing) != key:
-            raise GalleryError(
-                f"The model {one.name!r} was made with another backbone than the {one.source!r} "
-                "that is installed; run its chapter again."
-            )
-        backbone, _ = parts(seeing)
-        pixels = pictures(seeing.image_size)
-        model = exported(backbone, pixels, "pixels", ["maps"])
-        check(model, {"pixels": pixels}, {"maps": backbone(pixels)}, TOLERANCE)
-        return model
-
-    return _kept(f"{key}-{torch.__version__.partition('+')[0]}.onnx.gz", make)
+    """The file of an offer's backbone, packed."""
+    seeing = one.seeing
+    if seeing is None:
+        net = SiameseNet(one.source or "", embed_dim=1, image_size=one.about["side"])
+        seeing = as_explainable(net)
+    if _key(seeing) != one.about["backbone"]:
+        raise GalleryError(
+            f"The model {one.name!r} was made with another backbone than the {one.source!r} "
+            "that is installed; run its chapter again."
+        )
+    return packed(parts(seeing)[0], seeing.image_size, one.about["backbone"])
 
 
 def _package() -> dict[str, Any]:
@@ -272,25 +257,7 @@ def _runtime(name: str) -> bytes:
     def take() -> bytes:
         with tempfile.TemporaryDirectory(prefix="siamcam-runtime-") as scratch:
             npm.place(package, Path(scratch))
-            return (Path(scratch) / name).read_bytes()
+            return gzip.compress((Path(scratch) / name).read_bytes(), 9, mtime=0)
 
-    return _kept(f"{package['name']}-{package['version']}-{name}.gz", take)
-
-
-def _kept(name: str, make: Callable[[], bytes]) -> bytes:
-    """What `make` gives, packed: from the cache where it lies there whole."""
-    file = cache_home() / "models" / name
-    try:
-        data = file.read_bytes()
-        gzip.decompress(data)  # its checksum
-    except (OSError, EOFError, zlib.error):
-        pass
-    else:
-        return data
-    data = gzip.compress(make(), 9, mtime=0)
-    try:
-        with whole_file(file) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        print(f"note: {name} could not be kept in {file.parent} ({error}); it is made again then")
-    return data
+    file = f"{package['name']}-{package['version']}-{name}.gz"
+    return kept(cache_home() / "models" / file, take, unzips)

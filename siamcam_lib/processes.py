@@ -116,7 +116,7 @@ class Processes:
             SiamcamError: if the machines do not have what was asked for.
         """
         one = [device.index or 0] if device.type == "cuda" else 1
-        several = {} if self.count == 1 else {
+        several: dict[str, Any] = {} if self.count == 1 else {
             "strategy": DDPStrategy(
                 find_unused_parameters=True, timeout=PATIENCE, process_group_backend=_backend()
             ),

@@ -78,7 +78,7 @@ def opened(path: str | Path, a: Any = None, b: Any = None) -> Explanation:
     return finish(_Given(given), sizes, y, threshold, raw, method, polarity)
 
 
-class _Given(Sequence):
+class _Given(Sequence[Image.Image]):
     """The two pictures, where they were given."""
 
     def __init__(self, pictures: list[Image.Image | None]) -> None:
@@ -87,7 +87,7 @@ class _Given(Sequence):
     def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, side: int) -> Image.Image:
+    def __getitem__(self, side: int) -> Image.Image:  # type: ignore[override]  # no slices
         picture = self._pictures[side]
         if picture is None:
             raise ExplanationError(

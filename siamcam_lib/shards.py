@@ -150,7 +150,7 @@ class ShardWriter:
         self.names.append(write_shard(self.folder, len(self.names), rows))
         self.images += len(rows["size"])
         for kind in ("key", "embedding"):
-            self._contents.update(np.ascontiguousarray(rows[kind], KINDS[kind]))
+            self._contents.update(np.ascontiguousarray(rows[kind], KINDS[kind]).data)
 
 
 def shard_name(number: int) -> str:
@@ -279,7 +279,7 @@ def _read_table(folder: Path) -> dict[str, Any]:
 
 def _check_settings(settings: Any) -> None:
     """Raise ValueError where a comparison could not be made with these settings."""
-    kinds = {"comparison": str}
+    kinds: dict[str, type] = {"comparison": str}
     if settings["comparison"] == "siamese":
         kinds |= {"unit": bool, "slope": float, "offset": float}
     if settings.keys() != kinds.keys() or not all(

@@ -210,8 +210,8 @@ def fit(
             net.output.weight.fill_(fitted.slope)
             net.output.bias.fill_(fitted.offset)
         with torch.inference_mode():
-            score = net.dissimilarity(torch.from_numpy(distances).float().to(net.device))
-        score = score.cpu().double().numpy()  # not every device has float64
+            judged = net.dissimilarity(torch.from_numpy(distances).float().to(net.device))
+        score = judged.cpu().double().numpy()  # not every device has float64
         net.threshold = threshold or best_threshold(score, label, weight)
     return Fit(
         tuple(task.history), task.best_epoch, net.threshold, time.perf_counter() - start,

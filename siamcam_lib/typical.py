@@ -72,8 +72,10 @@ def typical(net: Any, images: ImageSet, *, progress: bool = True) -> Typical:
     seeing = as_explainable(net)
     if not len(images):
         raise ExplanationError("An average needs at least one training picture; none was given.")
-    look = _from_features if isinstance(seeing, SiameseEmbedder) else _from_looks
-    embeddings, places = look(seeing, images, progress)
+    if isinstance(seeing, SiameseEmbedder):
+        embeddings, places = _from_features(seeing, images, progress)
+    else:
+        embeddings, places = _from_looks(seeing, images, progress)
     if not torch.isfinite(embeddings).all():
         raise ExplanationError(
             "The network's embedding is not finite; its weights are damaged. Load or train it "

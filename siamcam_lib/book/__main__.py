@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from siamcam_lib.book.build import build
 from siamcam_lib.book.run import run_chapters, with_results
@@ -33,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--fresh", action="store_true", help="run every chapter, also those with nothing changed"
     )
     chosen = parser.parse_args(arguments)
-    limits = {} if chosen.profile == "quick" else {"cell_timeout": 36e3, "chapter_timeout": 72e3}
+    limits: dict[str, Any] = (
+        {} if chosen.profile == "quick" else {"cell_timeout": 36e3, "chapter_timeout": 72e3}
+    )
     output = chosen.root / "_build"
     try:
         run_chapters(

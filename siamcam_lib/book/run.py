@@ -223,7 +223,7 @@ def run_chapters(
             raise
     if failures := [found for found in ended if isinstance(found, str)]:
         raise BookError("\n".join(failures))
-    return ended
+    return [run for run in ended if isinstance(run, ChapterRun)]
 
 
 def with_results(root: Path | str) -> list[str]:
@@ -470,7 +470,8 @@ def _exchange(process: subprocess.Popen[str], text: str, timeout: float, line: L
     process.stdin.write(text)
     process.stdin.close()
     answer: list[str] = []
-    reader = threading.Thread(target=lambda: answer.append(process.stdout.read()), daemon=True)
+    listen = process.stdout.read
+    reader = threading.Thread(target=lambda: answer.append(listen()), daemon=True)
     reader.start()
     end = time.monotonic() + timeout
     while reader.is_alive():

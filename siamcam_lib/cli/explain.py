@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -49,7 +49,8 @@ def explain(a: Path, b: Path, output: Path, model: Path | None, method: str, as_
 
         explainer, pictures = get(method), [as_image(a), as_image(b)]
         seeing = network(model)
-        found = sc.explain(seeing, *pictures, method=explainer, progress=watched)
+        pair = sc.explain(seeing, *pictures, method=explainer, progress=watched)
+        found = cast(sc.Explanation, pair)
         record = described(found, (a, b), seeing, model)
         write(output, found, record, seeing)
     written = {"written": [str(output / name) for name in FILES]}

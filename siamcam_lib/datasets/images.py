@@ -175,6 +175,7 @@ def as_image(value: Any, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 @contextmanager
 def _opened(source: Any, max_pixels: int) -> Iterator[tuple[Image.Image, str]]:
     """The open, undecoded picture and what to call it in messages."""
+    stream: BinaryIO
     if isinstance(source, (bytes, bytearray, memoryview)):
         stream, name, close = io.BytesIO(source), f"<{len(source)} bytes>", True
         size = len(source)

@@ -20,8 +20,9 @@ from siamcam_lib.errors import DataError
 class Source(Protocol):
     """Where the pixels come from; implemented by a folder of files and by the scene painter."""
 
-    origin: str
-    """``"photographs"``, ``"scenes"`` or ``"folder"``."""
+    @property
+    def origin(self) -> str:
+        """``"photographs"``, ``"scenes"`` or ``"folder"``."""
 
     def image(self, item: str) -> Image.Image:
         """The picture called `item`, as 8-bit RGB."""

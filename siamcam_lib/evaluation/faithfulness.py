@@ -286,7 +286,7 @@ def infidelity(
     for own, at in zip(evidence, corners, strict=True):
         full = stretched(own, pairs.pixels.shape[-2:]).double()
         sums.append(_square_masks(at, side, len(full)).flatten(1).double() @ full.flatten())
-    told = sum(torch.stack(sums).chunk(2))
+    told = torch.stack(torch.stack(sums).chunk(2)).sum(dim=0)
     if scaled:
         power = (told**2).mean(dim=1, keepdim=True)
         fit = (told * lost).mean(dim=1, keepdim=True)

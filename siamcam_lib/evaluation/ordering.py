@@ -6,6 +6,8 @@ asked of it here, so that all of them mean the same by its size and its order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from siamcam_lib.errors import EvaluationError
 ROUNDING = 1e-6  # values that differ by less, relative to the map's largest, are equal
 
 
-def stretched(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def stretched(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Many maps at another size: bilinear, before any ReLU, as `siamcam_lib.explanation.stretch`.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -134,7 +134,7 @@ class Comparison:
 def compare(
     first: Report | Sequence[Report],
     second: Report | Sequence[Report],
-    anchor: np.ndarray | Sequence[np.ndarray] | None = None,
+    anchor: Sequence[Any] | np.ndarray | None = None,
     *,
     resamples: int = 1000,
     seed: int = 0,
@@ -164,8 +164,9 @@ def compare(
         (2, 0, 0.5)
     """
     one, two = ([r] if isinstance(r, Report) else list(r) for r in (first, second))
-    if anchor is not None and isinstance(first, Report):
-        anchor = [anchor]
+    anchors: list[Any] | None = None
+    if anchor is not None:
+        anchors = [anchor] if isinstance(first, Report) else list(anchor)
     if len(one) != len(two) or any(
         not np.array_equal(a.label, b.label) for a, b in zip(one, two, strict=True)
     ):
@@ -173,15 +174,15 @@ def compare(
             f"Reports of the same pairs are needed, in the same order; {len(one)} and {len(two)} "
             "reports were given, and their labels differ."
         )
-    if anchor is None:
+    if anchors is None:
         ends = np.cumsum([0] + [len(r.label) for r in one])
-        anchor = [np.arange(start, end) for start, end in zip(ends, ends[1:], strict=False)]
-    if [len(a) for a in anchor] != [len(r.label) for r in one]:
+        anchors = [np.arange(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+    if [len(a) for a in anchors] != [len(r.label) for r in one]:
         raise EvaluationError("An anchor is needed for each pair of each report.")
     right = [np.concatenate([_right(r) for r in reports]) for reports in (one, two)]
     gained, lost = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
     p = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    together = np.concatenate(list(anchor))
+    together = np.concatenate(anchors)
     drawn, cluster = _draws(together, resamples, seed)
     change = right[1].astype(float) - right[0]
     accuracy = mean_interval(change, together, resamples=resamples, seed=seed)

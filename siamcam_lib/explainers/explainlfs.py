@@ -86,17 +86,20 @@ class ExplainLFS(Explainer):
             self.decoder = train_decoder(
                 net, images, hidden=self.hidden, seed=seed, progress=progress
             )
+        assert self.decoder is not None  # given or trained
         self.decoder.check(as_explainable(net))
         self.fitted = True
         return self
 
     def maps(self, pairs: Pairs, *, seed: int = 0, progress: bool = False) -> Tensor:  # noqa: D102
-        self.decoder.check(pairs.seeing)
+        decoder = self.decoder
+        assert decoder is not None  # it was fitted
+        decoder.check(pairs.seeing)
         h = as_compared(pairs.seeing, pairs.seen.embedding)
         h1, h2 = h[pairs.first], h[pairs.second]
         similar = pairs.compared.dissimilarity < pairs.seeing.threshold
         shift = self.p * relevance(h1, h2, similar)
-        moved = torch.stack([self.decoder.change(h, h + shift) for h in (h1, h2)], dim=1)
+        moved = torch.stack([decoder.change(h, h + shift) for h in (h1, h2)], dim=1)
         shown = moved > self.xi2 * moved.amax(dim=(2, 3), keepdim=True)
         sign = torch.where(similar, 1.0, -1.0)[:, None, None, None]
         return sign * moved * shown

@@ -1,5 +1,6 @@
 """Score-CAM: channels weighed by the score of the picture seen through them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,7 +47,11 @@ class ScoreCAM(Explainer):
             leave=False,
         )
         network = _Masked(pairs, maps, told)
-        targets = [lambda e, j=j: pairs.score(e[None], embedding[j : j + 1]) for j in partners]
+
+        def against(partner: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda e: pairs.score(e[None], partner)
+
+        targets = [against(embedding[j : j + 1]) for j in partners]
         with told, torch.no_grad(), _BothWays(network, "features", batch_size=AT_ONCE) as cam:
             network(pairs.pixels[rows])
             [found] = cam(targets=targets, normalized=False)

@@ -67,21 +67,23 @@ class TwoScale(Explainer):
         return self
 
     def maps(self, pairs: Pairs, *, seed: int = 0, progress: bool = False) -> Tensor:  # noqa: D102
-        self.average.check(pairs.seeing)
+        average = self.average
+        assert average is not None  # it was fitted
+        average.check(pairs.seeing)
         rows, partners = pairs.one_sided
-        matters = self._matters(pairs)[rows]
-        coarse = centred(pairs, self.average, rows, partners)[:, None]
+        matters = self._matters(pairs, average)[rows]
+        coarse = centred(pairs, average, rows, partners)[:, None]
         size = matters.shape[1:]
         sign = interpolate(coarse, size=size, mode="bilinear", align_corners=False)[:, 0]
         return pairs.two_sided(sign * matters)
 
-    def _matters(self, pairs: Pairs) -> Tensor:
+    def _matters(self, pairs: Pairs, average: Typical) -> Tensor:
         """How much each place of each enlarged picture matters: (n, 2h, 2w)."""
         found = []
         for pixels in pairs.pixels.split(AT_ONCE):
             large = interpolate(pixels, scale_factor=self.scale, mode="bicubic").clamp(0, 1)
             _, maps = compared(pairs.seeing, pairs.seeing.look(large))
             places = maps.shape[2] * maps.shape[3]
-            far = maps * places - self.average.place[:, None, None].float()
+            far = maps * places - average.place[:, None, None].float()
             found.append((far**2).sum(dim=1).double())
         return torch.cat(found)

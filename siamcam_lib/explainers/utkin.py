@@ -95,20 +95,22 @@ class Utkin(Explainer):
         return self
 
     def maps(self, pairs: Pairs, *, seed: int = 0, progress: bool = False) -> Tensor:  # noqa: D102
-        check_network(self.decoder.network, pairs.seeing)
+        decoder = self.decoder
+        assert decoder is not None  # it was fitted
+        check_network(decoder.network, pairs.seeing)
         h = as_compared(pairs.seeing, pairs.seen.embedding)
         chosen = self.chosen(h)
         # The same draws for every picture: its map depends neither on partner nor on batch.
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(self.draws, h.shape[1], generator=generator, dtype=h.dtype)
         moved = [
-            self.decoder.change(h, h + chosen * (self.size * self.decoder.spread * one))
-            for one in noise
+            decoder.change(h, h + chosen * (self.size * decoder.spread * one)) for one in noise
         ]
         return self._paired(torch.stack(moved).mean(dim=0), pairs)
 
     def chosen(self, h: Tensor) -> Tensor:
         """Which features of each picture are nearest to its prototype: (n, E) → bool (n, E)."""
+        assert self.decoder is not None
         spread = self.decoder.spread
         prototype = self.prototypes[nearest_prototype(h, self.prototypes)]
         far = ((h - prototype).abs() / spread).where(spread > 0, torch.inf)

@@ -57,11 +57,12 @@ def find_duplicates(
     """
     content = contents(images)
     hashes = _hashes(images, cache or FeatureCache())
-    exact, near = [], []
+    exact: list[tuple[int, int]] = []
+    near: list[tuple[int, int]] = []
     for i in range(len(images) - 1):  # row by row: memory stays flat
         bits = np.bitwise_count(hashes[i + 1 :] ^ hashes[i])
         for j in i + 1 + np.flatnonzero(bits <= max_bits):
-            (exact if content[i] == content[j] else near).append((i, j))
+            (exact if content[i] == content[j] else near).append((i, int(j)))
     return Duplicates(*(np.array(found, np.int64).reshape(-1, 2) for found in (exact, near)))
 
 

@@ -220,9 +220,9 @@ def audit(
 
     def hard(k: int) -> HardPair:
         ends = int(pairs.a[k]), int(pairs.b[k])
-        names = tuple(images.items[i] for i in ends)
-        classes = tuple(images.classes[images.labels[i]] for i in ends)
-        return HardPair(names, classes, bool(right[k]), explained(k))
+        one, two = (images.items[i] for i in ends)
+        its, other = (images.classes[images.labels[i]] for i in ends)
+        return HardPair((one, two), (its, other), bool(right[k]), explained(k))
 
     rests = evidence([explained(k) for k in drawn], pairs.a[drawn], seed)
     error = calibration_error(report.score, report.label)

@@ -245,8 +245,10 @@ def _chart(report: Report) -> str:
     with plt.rc_context():
         plots.use_style()
         axis = plots.scores(report)
-        axis.figure.savefig(buffer, format="png", dpi=150)
-        plt.close(axis.figure)
+        figure = axis.get_figure(root=True)
+        assert figure is not None
+        figure.savefig(buffer, format="png", dpi=150)
+        plt.close(figure)
     url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     alt = "Histogram of the dissimilarities of similar and dissimilar pairs, with the threshold"
     return f'<figure><img class="chart" src="{url}" alt="{alt}"></figure>'

@@ -110,7 +110,7 @@ def crop_explorer(
         )
     fixed = {"images": shown, "colours": heat_colours(), "opacity": OPACITY}
     view = CropView(data=fixed, threshold=float(threshold), margin=float(margin))
-    slider = {"step": 0.01, "readout_format": ".2f"}
+    slider: dict[str, Any] = {"step": 0.01, "readout_format": ".2f"}
     controls = {
         "image": ipywidgets.Dropdown(
             options=[(name, k) for k, name in enumerate(called)], description="picture"

@@ -111,7 +111,7 @@ def pair_explorer(
     }  # fmt: skip
     view = PairView(data=fixed, a=first[0], b=first[1], threshold=gallery.threshold)
     options = [(called[i], k) for k, i in enumerate(shown)]
-    slider = {"readout_format": ".2f", "step": 0.01}
+    slider: dict[str, Any] = {"readout_format": ".2f", "step": 0.01}
     controls = {
         "a": ipywidgets.Dropdown(options=options, description="image A"),
         "b": ipywidgets.Dropdown(options=options, description="image B"),

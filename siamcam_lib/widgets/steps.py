@@ -6,7 +6,7 @@ of all others as one more; the page adds them up.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import ipywidgets
 import numpy as np
@@ -16,7 +16,7 @@ import traitlets
 from siamcam_lib.datasets.images import as_image
 from siamcam_lib.embedder import as_explainable
 from siamcam_lib.errors import ExplanationError
-from siamcam_lib.explanation import explain
+from siamcam_lib.explanation import Explanation, explain
 from siamcam_lib.plots import OPACITY
 from siamcam_lib.widgets.base import (
     STATE_LIMIT,
@@ -82,7 +82,7 @@ def steps_explorer(
         raise ExplanationError(f"channels is a positive whole number, not {channels!r}.")
     seeing = as_explainable(net, layer, **options)
     images = [as_image(x) for x in (a, b)]
-    ex = explain(seeing, *images)
+    ex = cast(Explanation, explain(seeing, *images))
     seen = seeing.see(images)
     compared = seeing.compare(seen.embedding[:1], seen.embedding[1:])
     weights = seen.weights(torch.arange(2), torch.cat([compared.v1, compared.v2])).numpy()

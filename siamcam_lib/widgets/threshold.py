@@ -93,8 +93,10 @@ def threshold_explorer(report: Report, pairs: PairSet | None = None) -> Explorer
 
     def still() -> bytes:
         axis, buffer = plots.scores(replace(report, threshold=view.threshold)), BytesIO()
-        axis.figure.savefig(buffer, format="png")
-        plt.close(axis.figure)
+        figure = axis.get_figure(root=True)
+        assert figure is not None
+        figure.savefig(buffer, format="png")
+        plt.close(figure)
         return buffer.getvalue()
 
     return Explorer(view, {"threshold": slider}, f"Threshold explorer, {len(score)} pairs", still)

@@ -32,7 +32,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from benchmarks.browser import NONE, launch
 from siamcam_lib.book.vendor import vendor
 from siamcam_lib.errors import BookError
-from siamcam_lib.npm import archive, kept, unpack
+from siamcam_lib.npm import archive, archives, unpack
 from siamcam_lib.widgets import Explorer
 
 
@@ -322,7 +322,7 @@ VIOLATIONS = """async (within) => {
 def violations(tmp_path_factory) -> Callable[..., list]:
     """Lists serious and critical violations that axe-core finds within a part of a page."""
     try:
-        packed = archive(AXE, kept())
+        packed = archive(AXE, archives())
     except BookError as error:
         # an archive that is not the one described fails everywhere
         if "could not fetch" not in str(error) or os.environ.get("CI") == "true":

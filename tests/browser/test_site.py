@@ -36,6 +36,10 @@ LOOK = """() => {
     widgets: all('script[type="application/vnd.jupyter.widget-view+json"]').length,
     explorers: all(".siamcam-explorer").length,
     shown: all(".widget-subarea").filter((w) => w.childElementCount).length,
+    terms: all('.bd-article a[href*="glossary.html#term-"]').map((a) => a.getAttribute("href")),
+    lost: all('.bd-article a[href^="#"]')
+      .map((a) => decodeURIComponent(a.getAttribute("href").slice(1)))
+      .filter((name) => name && !document.getElementById(name)),
   };
 }"""
 READY = """() => {
@@ -156,6 +160,17 @@ def test_nothing_a_page_asks_for_is_missing(visits):
     assert {name: seen.failed for name, seen in visits.items() if seen.failed} == {}
     broken = {name: seen.look["broken"] for name, seen in visits.items()}
     assert {name: images for name, images in broken.items() if images} == {}
+
+
+def test_links_inside_a_page_lead_somewhere(visits):
+    assert {name: seen.look["lost"] for name, seen in visits.items() if seen.look["lost"]} == {}
+
+
+def test_words_of_the_glossary_are_explained_where_they_come_first(visits, executed):
+    terms = {name: seen.look["terms"] for name, seen in visits.items()}
+    chapters = {f"{run.name}.html" for run in executed.runs if run.executed}
+    assert {name for name in chapters if not terms[name]} == set()
+    assert {name: t for name, t in terms.items() if len(t) != len(set(t))} == {}
 
 
 def test_every_formula_is_typeset(visits):

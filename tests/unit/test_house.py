@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import tomllib
 from graphlib import TopologicalSorter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -19,17 +20,16 @@ import yaml
 import siamcam_lib
 
 ROOT = Path(__file__).resolve().parents[2]
+house = SimpleNamespace(**runpy.run_path(str(ROOT / "book" / "_ext" / "house.py")))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 DIRECT = list(dict.fromkeys([*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["bench"]]))
 LOCK = (ROOT / "requirements.txt").read_text("utf-8")
 # The layers of the library, as the book tells them: a module may import its own and earlier ones.
 HOUSE = (ROOT / "book" / "appendix" / "house.md").read_text("utf-8")
-LAYERS = [
-    line.partition("|")[2]
-    for line in re.search(r"```\{house\}\n(.*?)```", HOUSE, re.DOTALL)[1].splitlines()
-]
-LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names.split()}
+STACK = re.search(r"```\{house\}\n(.*?)```", HOUSE, re.DOTALL)[1].splitlines()
+LAYERS = [modules for _, modules in house.layers(STACK)]
+LAYER = {module: depth for depth, modules in enumerate(LAYERS) for module in modules}
 
 
 def canonical(requirement: str) -> str:
@@ -101,26 +101,8 @@ def test_no_file_names_a_path_of_one_machine():
     assert found == set()
 
 
-def imported(source: str) -> set[str]:
-    """Modules of the library that a source file needs in order to be imported.
-
-    An import inside a function does not count: `Explanation.plot` may ask for `plots` when called.
-    """
-    names = set()
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return {name.split(".")[1] for name in names if name.startswith("siamcam_lib.")} - {"errors"}
-
-
 def test_imports_point_one_way():
-    graph: dict[str, set[str]] = {}
-    for path in (ROOT / "siamcam_lib").rglob("*.py"):
-        top = path.relative_to(ROOT / "siamcam_lib").with_suffix("").parts[0]
-        if top != "__init__":
-            graph.setdefault(top, set()).update(imported(path.read_text("utf-8")) - {top})
+    graph = {module: house.stands_on(module) for module in LAYER}
     assert "book" in graph
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
     upward = [
@@ -133,13 +115,21 @@ def test_imports_point_one_way():
 
 
 def test_the_book_names_every_module_once():
-    named = [name for names in LAYERS for name in names.split()]
+    named = [module for modules in LAYERS for module in modules]
     library = {
         path.stem if path.is_file() else path.name
         for path in (ROOT / "siamcam_lib").iterdir()
         if path.suffix == ".py" or (path / "__init__.py").is_file()
     }
     assert sorted(named) == sorted(library - {"__init__", "__main__"})
+
+
+def test_the_diagram_shows_every_module_and_leads_to_it():
+    drawn = house.diagram(house.layers(STACK))
+    svg = ElementTree.fromstring(drawn)
+    assert [a.get("href") for a in svg.iter("a")] == [f"#house-{module}" for module in LAYER]
+    right = max(float(box.get("x")) + float(box.get("width")) for box in svg.iter("rect"))
+    assert right <= house.WIDE
 
 
 def test_the_licence_and_the_citation_name_the_same_authors():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
@@ -112,22 +113,17 @@ def smoothstep(value: np.ndarray, low: float, high: float) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
-def curve(control: np.ndarray, count: int = 24) -> np.ndarray:
+def curve(control: ArrayLike, count: int = 24) -> np.ndarray:
     """`count` points (count, 2) of the Bézier curve with 3 or 4 control points (k, 2)."""
-    control = np.asarray(control, np.float64)
+    points = np.asarray(control, np.float64)
     t = np.linspace(0, 1, count)[:, None]
     u = 1 - t
-    if len(control) == 3:
-        return u**2 * control[0] + 2 * u * t * control[1] + t**2 * control[2]
-    return (
-        u**3 * control[0]
-        + 3 * u**2 * t * control[1]
-        + 3 * u * t**2 * control[2]
-        + t**3 * control[3]
-    )
+    if len(points) == 3:
+        return u**2 * points[0] + 2 * u * t * points[1] + t**2 * points[2]
+    return u**3 * points[0] + 3 * u**2 * t * points[1] + 3 * u * t**2 * points[2] + t**3 * points[3]
 
 
-def ribbon(line: np.ndarray, width: float | np.ndarray) -> np.ndarray:
+def ribbon(line: np.ndarray, width: ArrayLike) -> np.ndarray:
     """Outline (2n, 2) of a band of half-width `width` along the points `line` (n, 2)."""
     along = np.gradient(line, axis=0)
     along /= np.maximum(np.hypot(along[:, 0], along[:, 1])[:, None], 1e-9)
@@ -165,7 +161,7 @@ class Canvas:
     def _id(self, part: str) -> int:
         return 0 if part == "ground" else 1 + self.parts.index(part)
 
-    def polygon(self, points: np.ndarray, colour: Colour, part: str | None = None) -> None:
+    def polygon(self, points: ArrayLike, colour: Colour, part: str | None = None) -> None:
         """Fill the outline `points` (n, 2).
 
         Args:
@@ -245,9 +241,9 @@ class Canvas:
         ImageDraw.Draw(mask).polygon(inside.ravel().tolist(), fill=round(255 * strength))
         mask = mask.filter(ImageFilter.GaussianBlur(softness * unit))
         zoom = coarse * SUPERSAMPLING
-        box = tuple(int(round(v * zoom)) for v in (*low, *high))
-        mask = mask.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BILINEAR)
-        self._image.paste(to_fill(colour), box, mask)
+        left, top, right, bottom = (int(round(v * zoom)) for v in (*low, *high))
+        mask = mask.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+        self._image.paste(to_fill(colour), (left, top, right, bottom), mask)
 
     def own(self, points: np.ndarray, part: str) -> None:
         """Give the inside of an outline (n, 2) to `part` without painting anything."""

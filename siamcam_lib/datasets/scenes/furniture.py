@@ -150,7 +150,9 @@ def kitchen(rng: np.random.Generator, flat: Flat, part: str, small: bool) -> lis
     p.box((-w / 2, w / 2), (0.06, 0.86), (0, d - 0.03), door * 0.9, 0, panels)
     p.up()
     tiles = vary(rng, blend(WHITE, flat.accent, 0.2), 0.02)
-    lines = [("front", u, u + 0.008, 0, 1, tiles * 0.86, 0) for u in np.linspace(0.08, 0.92, 9)]
+    lines: list[Panel] = [
+        ("front", u, u + 0.008, 0, 1, tiles * 0.86, 0) for u in np.linspace(0.08, 0.92, 9)
+    ]
     lines += [("front", 0, 1, v, v + 0.02, tiles * 0.86, 0) for v in (0.25, 0.5, 0.75)]
     p.box((-w / 2, w / 2), (0.9, 1.45), (0, 0.01), tiles, 0, lines)
     p.up()
@@ -164,7 +166,7 @@ def kitchen(rng: np.random.Generator, flat: Flat, part: str, small: bool) -> lis
         STEEL,
         0.2,
     )
-    hob = [("top", s0, s1, 0.05, 0.97, DARK, 0)]
+    hob: list[Panel] = [("top", s0, s1, 0.05, 0.97, DARK, 0)]
     for u in (0.28, 0.72):
         for v in (0.3, 0.72):
             hob.append(
@@ -373,7 +375,7 @@ def entrance(rng: np.random.Generator, flat: Flat, part: str, small: bool) -> li
     if not small or rng.random() < 0.5:
         door = Piece(part, 0.85, 0.06, shadow=False)
         hue = vary(rng, (flat.wood, WHITE, flat.accent * 0.8)[int(rng.integers(3))], 0.03)
-        inset = [
+        inset: list[Panel] = [
             ("front", u, u + 0.34, v, v + t, hue * 0.86, 0)
             for u in (0.12, 0.54)
             for v, t in ((0.06, 0.36), (0.5, 0.42))
@@ -489,7 +491,7 @@ def table_piece(
         p.up()
         p.free(
             (-0.1 * w, top + 0.3, d / 2),
-            _sprig(-0.1 * w, top + 0.18, d / 2, 0.16, rng.integers(1 << 30)),
+            _sprig(-0.1 * w, top + 0.18, d / 2, 0.16, int(rng.integers(1 << 30))),
         )
     return p
 
@@ -498,7 +500,7 @@ def _sprig(x: float, y: float, z: float, tall: float, key: int) -> Callable[[Sta
     """Leaves that rise from a point."""
 
     def show(s: Stage, p: Piece) -> None:
-        rng = generator(6, int(key))
+        rng = generator(6, key)
         root = np.array(s.camera(p.place((x, y, z))))
         high = np.array(s.camera(p.place((x, y + tall, z))))
         reach = float(np.hypot(*(high - root)))
@@ -534,7 +536,10 @@ def plant(rng: np.random.Generator, flat: Flat) -> Piece:
     high = rng.uniform(0.25, 0.4)
     p.drum(0, 0.2, (0, high), (0.12, 0.17), pot, hexa("4a3628"))
     p.up()
-    p.free((0, 0.6, 0.2), _sprig(0, high - 0.02, 0.2, rng.uniform(0.5, 0.9), rng.integers(1 << 30)))
+    p.free(
+        (0, 0.6, 0.2),
+        _sprig(0, high - 0.02, 0.2, rng.uniform(0.5, 0.9), int(rng.integers(1 << 30))),
+    )
     return p
 
 

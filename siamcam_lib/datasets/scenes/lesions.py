@@ -194,7 +194,7 @@ def _mole(
 
 def _surroundings(
     pixels: np.ndarray, centre: np.ndarray, reach: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[tuple[slice, slice], tuple[slice, slice]]]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[tuple[slice, ...], tuple[slice, ...]]]:
     """The square around `centre`: its pixels, coordinates, and where it meets the picture."""
     size = len(pixels)
     half = int(np.ceil(reach * size))

@@ -7,6 +7,7 @@ pixels in every picture. Used by the chapters that ask whether a map falls for a
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from siamcam_lib.datasets.scenes.canvas import (
     Canvas,
@@ -111,7 +112,7 @@ def _butterfly(thing: Canvas, rng: np.random.Generator) -> None:
     c, s = np.cos(turn), np.sin(turn)
     rot = np.array([[c, s], [-s, c]])
 
-    def at(points: np.ndarray) -> np.ndarray:
+    def at(points: ArrayLike) -> np.ndarray:
         return 0.5 + (np.asarray(points, float) - 0.5) @ rot
 
     for side in (-1, 1):

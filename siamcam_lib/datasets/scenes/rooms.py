@@ -250,8 +250,8 @@ def _shell(camera: Camera, flat: Flat, rng: np.random.Generator, size: int) -> n
                 )
                 canvas.polygon(tile, flat.floor * tone)
     skirting = np.array([[-w, near], [-w, d], [w, d], [w, near]])
-    for y, tone in ((0.1, 1.0), (0.05, 0.9)):
-        canvas.line(face(*[(x, y, z) for x, z in skirting]), WHITE * tone, 0.010)
+    for high, tone in ((0.1, 1.0), (0.05, 0.9)):
+        canvas.line(face(*[(x, high, z) for x, z in skirting]), WHITE * tone, 0.010)
     corner = (0.16, 0.12, 0.1)
     for a, b in (
         ((-w, 0, d), (-w, h, d)),
@@ -261,9 +261,10 @@ def _shell(camera: Camera, flat: Flat, rng: np.random.Generator, size: int) -> n
     ):
         canvas.soft(ribbon(face(a, b), 0.02), corner, 0.22, 0.03)
 
-    x, y = grid(size)
+    across, down = grid(size)
     side = 1 if rng.random() < 0.5 else -1
-    light = 1.04 + 0.1 * side * (x - 0.5) - 0.1 * (y - 0.4) + 0.012 * noise(rng, size, 4, 2)
+    light = 1.04 + 0.1 * side * (across - 0.5) - 0.1 * (down - 0.4)
+    light = light + 0.012 * noise(rng, size, 4, 2)
     if flat.pattern == 2:  # carpet
         pile = 0.05 * noise(rng, size, 80, 1)
         light += pile * (canvas.owners() > 0)

@@ -1,0 +1,165 @@
+"""ONNX Runtime for installed backbones: PyTorch's numbers, and only where PyTorch is not needed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import siamcam_lib as sc
+from siamcam_lib import engine as engines
+from siamcam_lib import onnx_files
+from siamcam_lib.engine import LEAST, engine
+from siamcam_lib.errors import ModelError
+
+
+@pytest.fixture(scope="module")
+def net() -> sc.SiameseNet:
+    return sc.SiameseNet(image_size=LEAST).eval()
+
+
+@pytest.fixture
+def own(net) -> sc.SiameseNet:
+    """A copy that a test may change."""
+    return copy.deepcopy(net)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> torch.Tensor:
+    return onnx_files.pictures(LEAST, 9)
+
+
+@pytest.fixture
+def nothing_kept():
+    """No export is in memory, before and after."""
+    engines._engine.cache_clear()
+    yield
+    engines._engine.cache_clear()
+
+
+def by_torch(net: sc.SiameseNet, pictures: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return net.feature_maps(pictures)
+
+
+def test_it_sees_what_pytorch_sees(net, pictures):
+    assert engine(net, LEAST) is not None
+    far = (net.look(pictures) - by_torch(net, pictures)).abs().max()
+    assert 0 < far < 1e-5 * by_torch(net, pictures).abs().max()
+
+
+def test_a_picture_is_seen_alike_in_any_company(net, pictures):
+    together = net.look(pictures)
+    for count in (1, 2, 5):
+        assert torch.equal(net.look(pictures[:count]), together[:count])
+    assert torch.equal(net.look(pictures.flip(0)), together.flip(0))
+
+
+def test_a_network_that_was_saved_and_opened_has_it(net, tmp_path):
+    net.save(tmp_path / "net.safetensors")
+    assert engine(sc.SiameseNet.load(tmp_path / "net.safetensors").eval(), LEAST) is not None
+
+
+def test_explanations_are_those_of_pytorch(net, pictures, monkeypatch):
+    a, b = (sc.datasets.load("scenes/flowers", n=10).image(k) for k in (0, 1))
+    quick = sc.explain(net, a, b)
+    monkeypatch.setattr("siamcam_lib.model.engine", lambda *_: None)
+    plain = sc.explain(net, a, b)
+    assert quick.similarity == pytest.approx(plain.similarity, abs=1e-6)
+    for ours, theirs in zip(quick.raw, plain.raw, strict=True):
+        assert abs(ours - theirs).max() < 1e-4 * abs(theirs).max()
+
+
+class TestPyTorchIsNeeded:
+    """Where it is, nothing else is asked."""
+
+    def test_for_a_changed_weight(self, own, pictures):
+        before = own.look(pictures)
+        last = [p for p in own.backbone.parameters() if p.ndim == 4][-1]
+        kept = last.detach().clone()
+        last.data.mul_(2)  # behind autograd's back
+        assert engine(own, LEAST) is None
+        assert torch.allclose(own.look(pictures), by_torch(own, pictures), rtol=1e-4, atol=1e-5)
+        assert (own.look(pictures) - before).abs().max() > 1e-3
+        last.data.copy_(kept)
+        assert torch.equal(own.look(pictures), before)
+
+    def test_for_a_changed_running_mean(self, own):
+        next(b for name, b in own.backbone.named_buffers() if "mean" in name).add_(1)
+        assert engine(own, LEAST) is None
+
+    def test_for_another_stride(self, own, pictures):
+        own.backbone.conv_stem.stride = (1, 1)
+        assert engine(own, LEAST) is None
+        assert own.look(pictures).shape[-1] == 2 * by_torch(own, pictures[:, :, ::2, ::2]).shape[-1]
+
+    def test_for_hooks(self, own, pictures):
+        seen = []
+        hook = own.backbone.conv_head.register_forward_hook(lambda *given: seen.append(given))
+        own.look(pictures)
+        assert seen
+        hook.remove()
+        assert engine(own, LEAST) is not None
+
+    def test_for_training(self, own):
+        assert engine(own.train(), LEAST) is None
+
+    def test_for_double_precision(self, own, pictures):
+        assert engine(own.double(), LEAST) is None
+        assert own.look(pictures.double()).dtype == torch.float64
+
+    def test_for_pictures_that_are_not_square(self, net, pictures):
+        assert net.look(pictures[..., : LEAST - 32]).shape[-2:] == (5, 4)
+
+    def test_for_small_pictures(self, net):
+        assert engine(net, LEAST - 1) is None
+
+    @pytest.mark.parametrize("given", [{"pretrained": False}, {"backbone": "resnet18"}])
+    def test_for_other_backbones(self, given):
+        given = {"pretrained": False} | given
+        assert engine(sc.SiameseNet(**given).eval(), LEAST) is None
+
+    def test_for_an_export_that_fails(self, net, pictures, nothing_kept, monkeypatch):
+        def fail(*_):
+            raise ModelError("no exporter")
+
+        monkeypatch.setattr(engines, "packed", fail)
+        assert engine(net, LEAST) is None
+        assert net.look(pictures).shape == by_torch(net, pictures).shape
+
+
+class TestKept:
+    """An export is dear, so it is made once."""
+
+    @pytest.fixture(scope="class")
+    def model(self, net) -> bytes:
+        return onnx_files.exported(
+            onnx_files.Normalised(net.backbone, net.mean, net.std).eval(),
+            onnx_files.pictures(LEAST), "pixels", ["maps"],
+        )  # fmt: skip
+
+    @pytest.fixture
+    def cache(self, tmp_path, monkeypatch, nothing_kept, model):
+        monkeypatch.setenv("SIAMCAM_CACHE", str(tmp_path / "cache"))
+        made = []
+        monkeypatch.setattr(onnx_files, "exported", lambda *_: made.append(1) or model)
+        return tmp_path / "cache", made
+
+    def test_a_second_process_takes_it_and_a_damaged_one_is_made_anew(self, net, cache):
+        folder, made = cache
+        for asked, expected in (("first", 1), ("again", 1)):
+            assert engine(net, LEAST) is not None, asked
+            assert len(made) == expected
+            engines._engine.cache_clear()
+        (file,) = folder.glob("models/*.onnx.gz")
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        assert engine(net, LEAST) is not None
+        assert len(made) == 2
+        assert file.read_bytes() == whole
+
+    def test_without_a_cache_it_is_made_in_memory(self, net, cache, tmp_path, monkeypatch):
+        (tmp_path / "file").write_text("no folder")
+        monkeypatch.setenv("SIAMCAM_CACHE", str(tmp_path / "file" / "cache"))
+        assert engine(net, LEAST) is not None
