@@ -27,7 +27,7 @@ LOCK  = $(UV) pip compile pyproject.toml --extra test --extra bench --universal 
 TORCH_PACKAGES = ^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==
 
 .DEFAULT_GOAL = help
-.PHONY: help book results test lab data bench check lock clean
+.PHONY: help book results test lab data bench check links lock clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .SUFFIXES:
@@ -49,11 +49,16 @@ test: check ## all checks, unit tests, doctests, all chapters, the site in a bro
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --doctest-modules tests/unit siamcam_lib $(PYTEST)
 	@$(PY) -m pytest tests/chapters tests/browser $(PYTEST)
 
-check: $(READY) ## style, notebook hygiene, types, spelling
+check: $(READY) ## style, notebook hygiene, types, spelling, links
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check --quiet .
 	@$(PY) -m mypy
 	@.venv/bin/codespell
+	@$(PY) -m pytest --quiet tests/unit/test_links.py
+
+links: book ## ask for every address in the net that a page names
+	@$(PY) -c "from jupyter_book.cli.main import main; main()" build _build/stage --builder linkcheck \
+	  --path-output _build/links
 
 lab: $(READY) ## JupyterLab on the book; its address, with token, is printed
 	@JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \

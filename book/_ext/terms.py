@@ -15,7 +15,8 @@ from sphinx import addnodes
 GLOSSARY = "book/appendix/glossary"
 ALONE = (nodes.title, nodes.literal, nodes.literal_block, nodes.math, nodes.math_block,
          nodes.reference, nodes.raw, nodes.rubric, nodes.caption, nodes.thead, nodes.target,
-         nodes.citation, nodes.footnote, addnodes.pending_xref)  # fmt: skip
+         nodes.citation, nodes.footnote, addnodes.pending_xref,
+         addnodes.desc_signature)  # fmt: skip
 
 
 def words(glossary: str) -> dict[str, str]:

@@ -378,7 +378,7 @@ def _stage_unrun_chapter(name: str, source: Path, target: Path) -> None:
 def _copy_surroundings(root: Path, stage: Path) -> None:
     """Stage whatever the pages need besides themselves: settings, styles, references, pictures."""
     (stage / "book").mkdir(parents=True, exist_ok=True)
-    for name in ("_config.yml", "_toc.yml"):
+    for name in ("_config.yml", "_toc.yml", "CONTRIBUTING.md", "CHANGELOG.md"):  # pages show them
         if (root / name).is_file():
             shutil.copyfile(root / name, stage / name)
     not_pages = shutil.ignore_patterns(

@@ -120,7 +120,7 @@ def _part(
         )
     folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # A class with fewer images than folds is expected (six AirBnB classes have one or two).
+        # A class with fewer images than folds is expected (six AirBnB classes have two).
         warnings.filterwarnings("ignore", message="The least populated class")
         try:
             kept, aside = next(folder.split(indices, labels[indices], groups[indices]))

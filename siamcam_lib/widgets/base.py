@@ -41,7 +41,7 @@ class View(anywidget.AnyWidget):
     """The half of an explorer that draws; a subclass adds `_esm` and the traits it listens to.
 
     Attributes:
-        data: All that never changes, as JSON: numbers, words, `packed` arrays, `picture`s.
+        data: All that never changes, as JSON: numbers, words, arrays and pictures.
     """
 
     _css = source("explorer.css")

@@ -56,7 +56,7 @@ def steps_explorer(
     layer: str | None = None,
     **options: Any,
 ) -> Explorer:
-    """Add the channels of a pair one by one, in order of |weight|, and watch the map form.
+    """Add the channels of a pair one by one, the heaviest first, and watch the map form.
 
     Args:
         net: As in `sc.explain`.

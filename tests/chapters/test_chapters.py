@@ -93,6 +93,16 @@ class TestFile:
         assert first.cell_type == "markdown"
         assert re.search(r"^# \S", first.source, flags=re.MULTILINE)
 
+    def test_asks_questions_that_answer_in_the_page(self, name):
+        """Three of them or more, each with one right answer among several."""
+        cells = [c.source for c in read(NOTEBOOKS[name]).cells if c.cell_type == "markdown"]
+        asked = [s for s in cells if ":class: seealso check" in s]
+        assert len(asked) >= 3 or not any("## Exercises" in s for s in cells)
+        for question in asked:
+            answers = re.findall(r"^:::\{dropdown\} .+\n(\w+)\b", question, flags=re.MULTILINE)
+            assert len(answers) >= 3, question
+            assert sum(first in ("Yes", "Right") for first in answers) == 1, question
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
