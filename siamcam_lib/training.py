@@ -355,7 +355,10 @@ class _Task(L.LightningModule):
 
     def on_train_batch_start(self, batch, batch_index):
         # Dropout and stochastic depth become a function of seed and step: resuming changes nothing.
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step + (self.ours.rank << 48))
+        own = self.seed * 1_000_003 + self.global_step + (self.ours.rank << 48)
+        # On a CPU its own generator alone: `torch.manual_seed` would also note for every graphics
+        # card, with the whole call stack, what to do if one is used.
+        (torch.default_generator if self.device.type == "cpu" else torch.random).manual_seed(own)
 
     def training_step(self, batch, batch_index):
         inputs, labels = batch

@@ -14,8 +14,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import siamcam_lib
 
@@ -225,3 +227,15 @@ def test_every_public_name_is_found_when_it_is_asked_for():
         assert isinstance(found, ModuleType) is (name not in homes), name
     with pytest.raises(AttributeError, match="nothing"):
         _ = siamcam_lib.nothing
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_readme_is_the_one_its_script_draws(tmp_path):
+    draw = runpy.run_path(str(ROOT / "examples" / "picture.py"))
+    draw["main"](tmp_path / "again.jpg")
+    assert draw["OUT"].relative_to(ROOT).as_posix() in (ROOT / "README.md").read_text("utf-8")
+    one, two = (
+        np.asarray(Image.open(p).convert("L"), float) for p in (draw["OUT"], tmp_path / "again.jpg")
+    )
+    assert one.shape == two.shape
+    assert np.abs(one - two).mean() < 5  # grey levels; fonts and rounding may differ
