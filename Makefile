@@ -65,7 +65,7 @@ lab: $(READY) ## JupyterLab on the book; its address, with token, is printed
 	  --LabApp.default_url=/lab/tree/book $(if $(filter 0,$(shell id -u)),--allow-root)
 
 data: $(READY) ## download and verify the three sets of photographs
-	@$(PY) -c "import siamcam_lib as sc; [sc.datasets.fetch(n) for n in ('flowers', 'skin_cancer', 'airbnb')]"
+	@$(PY) -c "import siamcam_lib as sc; [sc.datasets.fetch(n) for n in sc.datasets.names() if not n.startswith('scenes/')]"
 
 bench: $(READY) ## measure the library's speed
 	@$(PY) -m benchmarks

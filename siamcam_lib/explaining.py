@@ -129,6 +129,21 @@ class Pairs:
         with torch.inference_mode():
             return self.seeing.similarity(e1, e2)
 
+    def score_changed(self, row: int, e: Tensor) -> Tensor:
+        """Similarity when one picture is changed and its partner stays as it is.
+
+        The changed one keeps its place, first or second: a comparison need not be symmetric.
+
+        Args:
+            row: Which picture of which pair, as in `one_sided`.
+            e: Embeddings of the changed picture, (m, E).
+
+        Returns:
+            (m,).
+        """
+        partner = self.seen.embedding[self.one_sided[1][row]].expand_as(e)
+        return self.score(e, partner) if row < len(self) else self.score(partner, e)
+
     def seeds(self, seed: int) -> list[int]:
         """A seed for each picture of `one_sided`: the same picture gets the same in any batch."""
         rows, partners = (side.tolist() for side in self.one_sided)
@@ -228,7 +243,11 @@ class Explainer(ABC):
 
 
 class ClosedForm(Explainer):
-    """Maps along a direction of embedding space: one look at each picture and nothing else."""
+    """Maps along a direction of embedding space: one look at each picture and nothing else.
+
+    A subclass named as one of `CLOSED_FORMS` needs no code; another one overrides `maps`, and takes
+    them from `pairs.seen.along`.
+    """
 
     cost = "closed form"
 

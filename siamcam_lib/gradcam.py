@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from siamcam_lib.errors import ExplanationError
 from siamcam_lib.model import SiameseNet
 
 SMALLEST_SLOPE = 1e-30
@@ -188,6 +189,9 @@ def coefficients(method: str, how: Relation, unit: bool = False) -> tuple[Tensor
     Returns:
         ``own`` and ``other``, of the relation's shape.
 
+    Raises:
+        ExplanationError: if there is no such method.
+
     Example:
         >>> how = relation(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 0.0]]))
         >>> [c.item() for c in coefficients("distance", how)]
@@ -203,7 +207,12 @@ def coefficients(method: str, how: Relation, unit: bool = False) -> tuple[Tensor
         return torch.zeros_like(own), other
     if method == "self":
         return own, torch.zeros_like(other)
-    return -own * differ / d, other * differ / d
+    if method == "distance":
+        return -own * differ / d, other * differ / d
+    raise ExplanationError(
+        f"No map of a pair is called {method!r}; known are {', '.join(COMBINATIONS)}. Another "
+        "closed form overrides `ClosedForm.maps` and takes its maps from `pairs.seen.along`."
+    )
 
 
 @torch.no_grad()

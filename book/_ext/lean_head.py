@@ -1,8 +1,10 @@
-"""Takes out of the pages' heads what no page needs.
+"""Takes out of the pages what no page needs.
 
 - The theme tells the browser to load three fonts early, in a way that a browser refuses for pages
   opened as plain files (an error in its console). The style sheet loads them anyway.
 - Font Awesome's script, 1.5 MB before anything is shown, redraws icons that its style sheet draws.
+- The references are called a list, whose items are none to a screen reader; each is an entry of a
+  bibliography, and says so.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 _NEEDLESS = re.compile(
-    r'\s*(<link rel="preload" as="font"[^>]*>|<script src="[^"]*/fontawesome/[^"]*"></script>)'
+    r'\s*<link rel="preload" as="font"[^>]*>|\s*<script src="[^"]*/fontawesome/[^"]*"></script>'
+    r'|(?<=<div) role="list"(?= class="citation-list">)'
 )
 
 

@@ -11,7 +11,7 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-from siamcam_lib.datasets.catalogue import SETS, manifest
+from siamcam_lib.datasets.catalogue import SETS
 
 _SHEET = """**{total} pictures in {kinds} classes**, {megabytes:.0f} MB: {counts}.
 Upstream: the folder `{folder}` of `{repository}` at commit `{commit}`."""
@@ -31,8 +31,8 @@ class Pictures(SphinxDirective):
             megabytes=sum(file.size for file in known.files) / 1e6,
             counts=", ".join(f"{name} {count:,}" for name, count in known.counts.items()),
             folder=known.upstream,
-            repository=manifest().repository,
-            commit=manifest().commit[:10],
+            repository=known.source.repository,
+            commit=known.source.commit[:10],
         )
         page = nodes.container()
         self.state.nested_parse(StringList(text.splitlines(), "pictures"), self.lineno, page)

@@ -30,6 +30,9 @@ from siamcam_lib.files import expanded
 VARIABLE = "SIAMCAM_DATA"
 """Environment variable that names the folder of the real sets."""
 
+UPSTREAM = "upstream.tsv"
+"""The manifest of the paper's authors' repository, beside this module."""
+
 _NO_LICENCE = (
     "The authors' repository states no licence, so the photographs are not passed on with this "
     "book: `fetch` gets them from the authors, for study."
@@ -38,16 +41,18 @@ _NO_LICENCE = (
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """One of the paper's three sets of photographs.
+    """A set of photographs that `fetch` gets; the first three are the paper's.
 
     Attributes:
         name: Its name in this library, and of its folder in `data_home`.
         title: What it is called on pages.
-        upstream: Its folder in the authors' repository.
+        upstream: Its folder in the repository that publishes it.
         classes: Class names, as the authors spell them.
         scenes: Name of the drawn scenes that mirror it.
         licence: What is known about the right to use it.
         remarks: What a reader must know about it, added to the notes of the loaded set.
+        listed: Its manifest, a file beside this module; see `manifest`.
+        archive: Address of the zip archive, if it is not GitHub's of the manifest's commit.
     """
 
     name: str
@@ -57,11 +62,18 @@ class PhotoSet:
     scenes: str
     licence: str = _NO_LICENCE
     remarks: tuple[str, ...] = ()
+    listed: str = UPSTREAM
+    archive: str | None = None
+
+    @property
+    def source(self) -> Manifest:
+        """The repository and commit it comes from, with all that is published there."""
+        return manifest(self.listed)
 
     @property
     def files(self) -> tuple[UpstreamFile, ...]:
         """Its files, as the manifest lists them."""
-        return tuple(f for f in manifest().files if f.path.startswith(self.upstream + "/"))
+        return tuple(f for f in self.source.files if f.path.startswith(self.upstream + "/"))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -87,7 +99,7 @@ class UpstreamFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The authors' repository at one commit: every picture with its size and git blob id."""
+    """A repository at one commit: every picture with its size and git blob id."""
 
     repository: str
     commit: str
@@ -138,7 +150,7 @@ SETS: dict[str, PhotoSet] = {
         ),
     )
 }
-"""The three sets of photographs, by name."""
+"""The sets of photographs, by name."""
 
 
 def names() -> tuple[str, ...]:
@@ -152,14 +164,21 @@ def names() -> tuple[str, ...]:
 
 
 @cache
-def manifest() -> Manifest:
-    """What the authors published, file by file, at the commit this library is pinned to.
+def manifest(listed: str = UPSTREAM) -> Manifest:
+    """What was published, file by file, at the commit this library is pinned to.
+
+    The first line of the file names repository and commit, each other line a blob id, a size and a
+    path, with tabs between them: what ``git ls-tree -r
+    --format='%(objectname)%x09%(objectsize)%x09%(path)' COMMIT -- FOLDER`` prints.
+
+    Args:
+        listed: A file beside this module.
 
     Example:
         >>> {name: len(known.files) for name, known in SETS.items()}
         {'flowers': 4317, 'skin_cancer': 2800, 'airbnb': 864}
     """
-    text = resources.files("siamcam_lib.datasets").joinpath("upstream.tsv").read_text("utf-8")
+    text = resources.files("siamcam_lib.datasets").joinpath(listed).read_text("utf-8")
     head, *lines = text.splitlines()
     _, repository, commit, *_ = head.split()
     files = []

@@ -34,7 +34,7 @@ from urllib3.util import Retry
 
 from siamcam_lib.datasets import catalogue
 from siamcam_lib.datasets.catalogue import PhotoSet, UpstreamFile
-from siamcam_lib.errors import CacheError, DownloadError
+from siamcam_lib.errors import CacheError, DataError, DownloadError
 from siamcam_lib.files import expanded
 
 ARCHIVE_URL = "https://codeload.github.com/{repository}/zip/{commit}"
@@ -57,12 +57,12 @@ def fetch(
     url: str | None = None,
     progress: bool = True,
 ) -> Path:
-    r"""Download one of the three sets of photographs, verify it and put it in place.
+    r"""Download one of the sets of photographs, verify it and put it in place.
 
-    The authors' archive holds all three sets. It is kept until the last of them is unpacked, so
-    it is downloaded once. A cut download is resumed on the next call if the server can send parts
-    of a file, and begins anew if not. A second process that asks for a set in the meantime waits
-    and then finds it there.
+    The archive of the paper's authors holds three sets. It is kept until the last of them is
+    unpacked, so it is downloaded once. A cut download is resumed on the next call if the server can
+    send parts of a file, and begins anew if not. A second process that asks for a set in the
+    meantime waits and then finds it there.
 
     Every file is compared with the packaged manifest by its size and its git blob id,
     ``sha1(b"blob %d\0" % size + bytes)`` (https://git-scm.com/book/en/v2/Git-Internals-Git-Objects).
@@ -77,7 +77,7 @@ def fetch(
         The set's folder, ``home / name``. If it is there already, nothing is asked of the network.
 
     Raises:
-        DataError: There is no set of that name.
+        DataError: There is no set of that name, or its manifest names no file of it.
         DownloadError: The server cannot be reached or refuses, the download was cut, or the
             archive is damaged, altered, incomplete, or tries to leave its folder.
         CacheError: The home cannot be written, or the disk is full.
@@ -87,7 +87,13 @@ def fetch(
     target = home / name
     if catalogue.available(name, home=home):
         return target
-    source = catalogue.manifest()
+    source = known.source
+    if not known.files:
+        raise DataError(
+            f"The manifest {known.listed!r} names no file below {known.upstream}/, where the set "
+            f"{name!r} is said to lie: nothing could be held to it. Add its files to the manifest."
+        )
+    url = url or known.archive
     url = url or ARCHIVE_URL.format(repository=source.repository, commit=source.commit)
     with _writing(home):
         (home / _FOLDER).mkdir(parents=True, exist_ok=True)
@@ -117,7 +123,8 @@ def fetch(
                 except DownloadError:
                     archive.unlink(missing_ok=True)
                     raise
-            if all(catalogue.available(other, home=home) for other in catalogue.SETS):
+            others = (n for n, other in catalogue.SETS.items() if other.listed == known.listed)
+            if all(catalogue.available(other, home=home) for other in others):
                 archive.unlink(missing_ok=True)
     return target
 

@@ -113,11 +113,24 @@ def every(
 def _kind(name: str) -> tuple[type[Explainer], Mapping[str, inspect.Parameter]]:
     """The class of that name, and its settings."""
     module = importlib.import_module(f"{__name__}.{name}")
-    [kind] = [
+    kinds = [
         value
         for value in vars(module).values()
         if inspect.isclass(value)
         and issubclass(value, Explainer)
         and value.__module__ == module.__name__
     ]
+    if len(kinds) != 1:
+        found = ", ".join(kind.__name__ for kind in kinds) or "none"
+        raise ExplanationError(
+            f"The file explainers/{name}.py holds {len(kinds)} subclasses of Explainer ({found}); "
+            "it needs exactly one. What several share belongs beside the folder, as in cams.py."
+        )
+    [kind] = kinds
+    for attribute in ("title", "source", "cost", "limits"):
+        if not getattr(kind, attribute, "").strip():
+            raise ExplanationError(
+                f"The explainer {kind.__name__} of explainers/{name}.py does not say its "
+                f"{attribute!r}; see siamcam_lib.explaining.Explainer."
+            )
     return kind, inspect.signature(kind).parameters

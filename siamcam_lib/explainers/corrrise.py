@@ -37,7 +37,7 @@ class CorrRISE(Explainer):
         self.keep, self.fill = check_share("keep", keep), check_fill(fill)
 
     def maps(self, pairs: Pairs, *, seed: int = 0, progress: bool = False) -> Tensor:  # noqa: D102
-        rows, partners = pairs.one_sided
+        rows, _ = pairs.one_sided
         filling = fill(pairs.pixels, self.fill)
         bar = tqdm(
             total=len(rows) * self.masks,
@@ -53,7 +53,7 @@ class CorrRISE(Explainer):
 
         found = []
         with bar:
-            for i, j, own in zip(rows, partners, pairs.seeds(seed), strict=True):
+            for row, (i, own) in enumerate(zip(rows, pairs.seeds(seed), strict=True)):
                 masks = draw(
                     self.masks,
                     pairs.pixels.shape[-1],
@@ -62,8 +62,7 @@ class CorrRISE(Explainer):
                     generator=torch.Generator().manual_seed(own),
                 )
                 e = embed_covered(embed, pairs.pixels[i], masks, filling[i])
-                partner = pairs.seen.embedding[j].expand_as(e)
-                found.append(correlation(masks, pairs.score(e, partner)))
+                found.append(correlation(masks, pairs.score_changed(row, e)))
         return pairs.two_sided(torch.stack(found))
 
 

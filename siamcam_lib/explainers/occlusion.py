@@ -43,12 +43,12 @@ class Occlusion(Explainer):
         window, stride = (max(1, round(share * side)) for share in (self.window, self.stride))
         filling = fill(pairs.pixels, self.fill)
         found = []
-        sides = list(zip(*pairs.one_sided, strict=True))
-        for i, j in tqdm(sides, self.title, disable=not progress, leave=False, unit="picture"):
-            partner = pairs.seen.embedding[j : j + 1]
+        rows, _ = pairs.one_sided
+        bar = tqdm(rows, self.title, disable=not progress, leave=False, unit="picture")
+        for row, i in enumerate(bar):
 
-            def similarity(pixels: Tensor, partner: Tensor = partner) -> Tensor:
-                return pairs.score(pairs.embed(pixels), partner.expand(len(pixels), -1))
+            def similarity(pixels: Tensor, row: int = row) -> Tensor:
+                return pairs.score_changed(row, pairs.embed(pixels))
 
             loss = Captum(similarity).attribute(
                 pairs.pixels[i : i + 1],

@@ -35,8 +35,8 @@ class ScoreCAM(Explainer):
         self.channels = check_count("channels", channels)
 
     def maps(self, pairs: Pairs, *, seed: int = 0, progress: bool = False) -> Tensor:  # noqa: D102
-        rows, partners = pairs.one_sided
-        maps, embedding = pairs.seen.maps.double(), pairs.seen.embedding
+        rows, _ = pairs.one_sided
+        maps = pairs.seen.maps.double()
         kept = maps.flatten(2).std(dim=2).topk(min(self.channels, maps.shape[1])).indices
         maps = maps.take_along_dim(kept[:, :, None, None], dim=1)[rows]
         told = tqdm(
@@ -48,10 +48,10 @@ class ScoreCAM(Explainer):
         )
         network = _Masked(pairs, maps, told)
 
-        def against(partner: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda e: pairs.score(e[None], partner)
+        def of(row: int) -> Callable[[Tensor], Tensor]:
+            return lambda e: pairs.score_changed(row, e[None])
 
-        targets = [against(embedding[j : j + 1]) for j in partners]
+        targets = [of(row) for row in range(len(rows))]
         with told, torch.no_grad(), _BothWays(network, "features", batch_size=AT_ONCE) as cam:
             network(pairs.pixels[rows])
             [found] = cam(targets=targets, normalized=False)

@@ -118,6 +118,12 @@ def _part(
             f"{name!r} has {available} independent groups of images; at least {folds} are needed "
             "to set a part aside. Give more images, or images that are not copies of each other."
         )
+    most = np.unique(labels[indices], return_counts=True)[1].max()
+    if most < folds:
+        raise PairError(
+            f"No class of {name!r} has more than {most} images; at least one class needs {folds} "
+            "for a part to be set aside. Give more images."
+        )
     folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # A class with fewer images than folds is expected (six AirBnB classes have two).
@@ -125,5 +131,6 @@ def _part(
         try:
             kept, aside = next(folder.split(indices, labels[indices], groups[indices]))
         except ValueError as error:
-            raise PairError(f"{name!r} cannot be split into {folds} parts: {error}.") from error
+            told = str(error).rstrip(".")
+            raise PairError(f"{name!r} cannot be split into {folds} parts: {told}.") from error
     return indices[kept], indices[aside]

@@ -14,7 +14,7 @@ import stat
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +134,7 @@ def tiny_world(monkeypatch):
         for path, data in FILES.items()
     )
     known = catalogue.Manifest("authors/repository", COMMIT, files)
-    monkeypatch.setattr(catalogue, "manifest", lambda: known)
+    monkeypatch.setattr(catalogue, "manifest", lambda *_: known)
     monkeypatch.setattr(download, "_BACKOFF", 0)
     # A proxy of the machine has nothing to do with a server on it.
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -219,6 +219,25 @@ def test_length_need_not_be_announced(server, home):
 def test_an_empty_folder_is_not_in_the_way(server, home):
     (home / "flowers").mkdir(parents=True)
     assert written(get("flowers", home, server)) == wanted("flowers")
+
+
+def test_a_set_without_files_in_its_manifest(home, monkeypatch, server):
+    lost = catalogue.PhotoSet("lost", "Lost", "Data/Lost", ("a",), "scenes/flowers")
+    monkeypatch.setitem(catalogue.SETS, "lost", lost)
+    with pytest.raises(DataError, match="names no file below Data/Lost/, where the set 'lost'"):
+        get("lost", home, server)
+    assert not home.exists() or not any(home.iterdir())
+
+
+def test_a_set_may_have_a_manifest_and_an_address_of_its_own(home, monkeypatch, server):
+    own = catalogue.Manifest("somebody/else", "1234", catalogue.manifest().files)
+    listed = {"own.tsv": own, catalogue.UPSTREAM: catalogue.manifest()}
+    monkeypatch.setattr(catalogue, "manifest", lambda name=catalogue.UPSTREAM: listed[name])
+    mine = replace(catalogue.SETS["flowers"], name="mine", listed="own.tsv", archive=server.url)
+    monkeypatch.setitem(catalogue.SETS, "mine", mine)
+    folder = download.fetch("mine", home=home, progress=False)
+    assert {p.name for p in folder.iterdir()} == set(mine.classes)
+    assert not (home / ".download" / "1234.zip").exists()  # no other set is waiting for it
 
 
 def test_unknown_set(home):

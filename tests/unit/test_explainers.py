@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import siamcam_lib as sc
-from siamcam_lib import cams, perturbing
+from siamcam_lib import cams, explaining, perturbing
 from siamcam_lib.embedder import Explainable, as_explainable
 from siamcam_lib.errors import ExplanationError
 from siamcam_lib.explainers.corrrise import correlation
@@ -758,6 +759,49 @@ def test_what_alone_decides_is_found(name, least):
     assert (inside >= least).all(), inside
     place = power.flatten(2).argmax(dim=2)
     assert (place // SIDE < SIDE // 4).all() and (place % SIDE < SIDE // 4).all()
+
+
+def first_only(e1: Tensor, e2: Tensor) -> Tensor:
+    """A comparison that is not symmetric: it does not look at the second picture."""
+    return e1.sum(dim=1).sigmoid() + 0 * e2.sum(dim=1)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if sc.explainers.get(n).cost in ("gradients", "perturbations")]
+)
+def test_a_picture_keeps_its_place_in_the_comparison(name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        seeing = sc.Embedder(Headed().eval(), "features", comparison=first_only, image_size=SIDE)
+    maps = ready(name)(Pairs(seeing, [scenes().image(0)], [scenes().image(1)]), seed=0)
+    seen, ignored = maps.abs().flatten(2).sum(dim=2)[0]
+    assert seen > 0
+    assert ignored <= 0.02 * seen
+
+
+def test_a_closed_form_that_nobody_knows_is_refused_not_guessed():
+    class Mine(explaining.ClosedForm):
+        name, title, source, limits = "mine", "Mine", "nobody", "none"
+
+    with pytest.raises(ExplanationError, match="'mine'.*known are shared, self.*overrides"):
+        Mine()(looked("plain", (0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", r"holds 0 subclasses of Explainer \(none\); it needs exactly one"),
+     ("class Base(Explainer): ...\nclass Own(Base): ...", r"holds 2 subclasses .*Base, Own"),
+     ("class Own(Explainer): ...", "Own of explainers/mine.py does not say its 'title'")],
+)  # fmt: skip
+def test_a_file_that_is_no_explainer_says_what_it_lacks(text, message, monkeypatch, tmp_path):
+    source = f"from siamcam_lib.explaining import Explainer\n{text}\n"
+    (tmp_path / "mine.py").write_text(source, encoding="utf-8")
+    monkeypatch.setattr(sc.explainers, "__path__", [*sc.explainers.__path__, str(tmp_path)])
+    try:
+        with pytest.raises(ExplanationError, match=message):
+            sc.explainers.get("mine")
+    finally:
+        sys.modules.pop("siamcam_lib.explainers.mine", None)
 
 
 def test_what_brings_a_pair_nearer_is_positive():

@@ -94,7 +94,7 @@ FETCH = """
         catalogue.UpstreamFile(p, len(d), hashlib.sha1(b"blob %d\\0" % len(d) + d).hexdigest())
         for p, d in files.items()
     )
-    catalogue.manifest = lambda: catalogue.Manifest("r", "c", made)
+    catalogue.manifest = lambda *_: catalogue.Manifest("r", "c", made)
     # two sets, or the archive would be removed after the first
     catalogue.SETS = {
         name: catalogue.PhotoSet(name, name, "Data/S", ("a", "b"), "scenes/flowers")
@@ -324,7 +324,7 @@ class TestFullDisk:
             for p, d in SMALL.items()
         )
         one = catalogue.PhotoSet("small", "Small", "Data/S", ("a", "b"), "scenes/flowers")
-        monkeypatch.setattr(catalogue, "manifest", lambda: catalogue.Manifest("r", "c", made))
+        monkeypatch.setattr(catalogue, "manifest", lambda *_: catalogue.Manifest("r", "c", made))
         monkeypatch.setattr(catalogue, "SETS", {"small": one})
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         with full_after(int(share * 18_000)), pytest.raises(CacheError, match="cannot be written"):

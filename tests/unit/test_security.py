@@ -216,7 +216,7 @@ def unpacked(monkeypatch, tmp_path):
     """Unpacks an archive for a set of one file; gives what lies there afterwards."""
     monkeypatch.setattr(
         catalogue, "manifest",
-        lambda: catalogue.Manifest("r", "c", (catalogue.UpstreamFile(
+        lambda *_: catalogue.Manifest("r", "c", (catalogue.UpstreamFile(
             "Data/S/a/1.jpg", 3, "8bdb7c5b6b3d0c6f4b8f0f2e6a8b9b5a7f2a8f11"),)),
     )  # fmt: skip
     known = catalogue.PhotoSet("small", "Small", "Data/S", ("a",), "scenes/flowers")
