@@ -87,8 +87,8 @@ def _render(kind: str, stage: Path) -> Path:
     return stage.parent / "html"
 
 
-def visit(page: Page, url: str, base: str, shots: dict[str, Path], violations: Callable) -> Visit:
-    """Look at one page, photograph it, and let axe-core read all of it."""
+def visit(page: Page, url: str, base: str, shots: dict[str, Path], read: Callable) -> Visit:
+    """Look at one page, photograph it, and let axe-core read it."""
     seen = Visit()
     own = (base, "data:", "blob:")
     page.on("request", lambda r: r.url.startswith(own) or seen.outside.append(r.url[:150]))
@@ -103,7 +103,7 @@ def visit(page: Page, url: str, base: str, shots: dict[str, Path], violations: C
     page.evaluate("document.querySelectorAll('img').forEach((i) => (i.loading = 'eager'))")
     page.wait_for_load_state("networkidle")
     seen.look = page.evaluate(LOOK)
-    seen.barriers = violations(page, "html")
+    seen.barriers = read(page, seen.look["explorers"])
     page.screenshot(path=shots["wide"], full_page=True)
     page.set_viewport_size(NARROW)
     seen.overflow = page.evaluate(OVERFLOW)
@@ -115,6 +115,13 @@ def visit(page: Page, url: str, base: str, shots: dict[str, Path], violations: C
 def visits(request, browser, serve, site, executed, violations) -> dict[str, Visit]:
     """Every page of the site, opened once: over http by day, from disk by night."""
     way, mode = request.param
+
+    def read(page: Page, explorers: int) -> list:
+        """All of a page with scenes; with photographs, what differs: its explorers."""
+        if executed.kind == "scenes":
+            return violations(page, "html")
+        return violations(page, ".siamcam-explorer") if explorers else []
+
     pages = sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html"))
     pages = [p for p in pages if not p.startswith("_static/") and p != "index.html"]
     pictures = ROOT / "_build" / "screenshots" / executed.kind / mode
@@ -129,7 +136,7 @@ def visits(request, browser, serve, site, executed, violations) -> dict[str, Vis
             picture = str(pictures / name.removesuffix(".html").replace("/", "-"))
             shots = {"wide": Path(f"{picture}.png"), "narrow": Path(f"{picture}.narrow.png")}
             page = context.new_page()
-            found[name] = visit(page, f"{base}/{name}", base, shots, violations)
+            found[name] = visit(page, f"{base}/{name}", base, shots, read)
             assert page.evaluate("document.documentElement.dataset.theme") == mode
             context.close()
     return found
