@@ -351,6 +351,22 @@ class TestUnchanged:
         (root / "siamcam_lib" / "code.py").write_text("x = 1")
         return root
 
+    @pytest.fixture
+    def pretended(self, monkeypatch):
+        """Chapters without a kernel: what is asked is whether they are run, not how."""
+
+        def run(job, *_):
+            made = nbformat.read(job["source"], as_version=4)
+            for cell in made.cells:
+                try:
+                    exec(cell.source if cell.cell_type == "code" else "")
+                except ZeroDivisionError as error:
+                    return {"error": f"cell {cell.id}: {error}"}
+            nbformat.write(made, job["target"])
+            return {"parameters": job["parameters"]}
+
+        monkeypatch.setattr(run_module, "_run_in_process", run)
+
     def ran(self, root, **options):
         """How often each chapter has been run after this."""
         run_chapters(root, root / "stage", **{"data": "scenes", "reuse": True, **options})
@@ -365,6 +381,7 @@ class TestUnchanged:
         assert (root / "stage/end.md").is_file()
         assert self.ran(root, reuse=False) == [2, 2]
 
+    @pytest.mark.usefixtures("pretended")
     def test_one_chapter_changed_and_another_page_is_gone(self, root):
         self.ran(root)
         (root / "stage/left.md").write_text("of an older book")
@@ -373,6 +390,7 @@ class TestUnchanged:
         assert self.ran(root) == [1, 2]
         assert not (root / "stage/left.md").exists()
 
+    @pytest.mark.usefixtures("pretended")
     @pytest.mark.parametrize("change", ["seed", "profile", "library", "package"])
     def test_everything_is_run_again(self, root, change, monkeypatch):
         self.ran(root)
@@ -384,6 +402,7 @@ class TestUnchanged:
         assert self.ran(root, **options) == [2, 2]
         assert self.ran(root, **options) == [2, 2]
 
+    @pytest.mark.usefixtures("pretended")
     def test_other_photographs(self, root, tmp_path):
         folder = tmp_path / "photographs"
         folder.mkdir()
@@ -393,6 +412,7 @@ class TestUnchanged:
         (folder / "b.jpg").write_bytes(b"two")
         assert self.ran(root, data=str(folder)) == [2, 2]
 
+    @pytest.mark.usefixtures("pretended")
     def test_a_chapter_that_failed_is_run_again(self, root):
         good = (root / "one.ipynb").read_bytes()
         notebook(root / "one.ipynb", "1 / 0")
@@ -401,6 +421,7 @@ class TestUnchanged:
         (root / "one.ipynb").write_bytes(good)
         assert self.ran(root) == [1, 1]
 
+    @pytest.mark.usefixtures("pretended")
     @pytest.mark.parametrize("damage", ["{", "[1]", '[{"name": "one"}]'])
     def test_a_damaged_record_keeps_nothing(self, root, damage):
         self.ran(root)
