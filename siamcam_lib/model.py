@@ -250,7 +250,9 @@ def squares(images: Sequence[Image.Image], side: int) -> Tensor:
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
     """Configuration and tensors of a file written by `SiameseNet.save`."""
     if not path.is_file():
-        raise ModelError(f"There is no weights file {path}; SiameseNet.save(path) writes one.")
+        raise ModelError(
+            f"There is no weights file {path}; `siamcam train` or SiameseNet.save writes one."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

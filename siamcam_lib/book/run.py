@@ -211,6 +211,8 @@ def run_chapters(
             _record(name, run, stage, list(every))
         return run
 
+    to_run = sum(name not in kept and pages[name].suffix == ".ipynb" for name in pages)
+    print(f"chapters to run: {to_run}, {workers} at a time, the longest first", flush=True)
     numbers = {name: k for k, name in enumerate(pages, start=1)}
     with ThreadPoolExecutor(workers) as pool:
         longest_first = sorted(pages, key=lambda name: -_weight(pages[name]))

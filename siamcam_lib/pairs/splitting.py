@@ -5,6 +5,7 @@ Taught in chapter 1 (pairs). The split keeps class shares, keeps groups together
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,9 @@ from siamcam_lib.pairs.duplicates import contents, find_duplicates
 
 TEST_FOLDS, VALIDATION_FOLDS = 5, 10
 """80/20, and a tenth of the training part for validation, as in Livieris et al. (section 4)."""
+
+LEAST = math.ceil(VALIDATION_FOLDS * TEST_FOLDS / (TEST_FOLDS - 1))
+"""Images that the largest class of a set needs, so that both parts can be set aside."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,8 @@ def _part(
     most = np.unique(labels[indices], return_counts=True)[1].max()
     if most < folds:
         raise PairError(
-            f"No class of {name!r} has more than {most} images; at least one class needs {folds} "
-            "for a part to be set aside. Give more images."
+            f"No class of {name!r} has more than {most} images left, and {folds} are needed to set "
+            f"a part aside. The largest class needs {LEAST} images in all: give more."
         )
     folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():

@@ -215,7 +215,11 @@ class TestSplit:
         [
             ([0] * 50, None, "one class"),
             ([0, 1] * 50, [0] * 100, "1 independent group"),
-            ([0, 1] * 4, None, "No class .* more than 4 images; at least one class needs 5"),
+            (
+                [0, 1] * 4,
+                None,
+                "No class .* more than 4 images left, and 5 .* needs 13 images in all",
+            ),
             ([0] * 49 + [1], None, "too few for one similar and one dissimilar"),
         ],
     )
