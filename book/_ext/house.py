@@ -38,6 +38,11 @@ def purpose(module: str) -> str:
     return said.partition("\n\n")[0].replace("\n", " ")
 
 
+def anchor(module: str) -> str:
+    """Where its paragraph is; docutils writes identifiers without an underscore."""
+    return f"house-{module.replace('_', '-')}"
+
+
 def stands_on(module: str) -> set[str]:
     """Modules of the library that a module, or a folder of them, needs in order to be imported.
 
@@ -70,7 +75,7 @@ def diagram(stack: list[tuple[str, list[str]]]) -> str:
         for module, x, row, wide in places:
             y = top + (high - boxes_high) / 2 + row * (TALL + GAP)
             boxes.append(
-                f'<a href="#house-{module}"><title>{escape(purpose(module))}</title>'
+                f'<a href="#{anchor(module)}"><title>{escape(purpose(module))}</title>'
                 f'<rect class="module" x="{x:g}" y="{y:g}" width="{wide:g}" height="{TALL}" '
                 f'rx="5"/><text class="name" x="{x + wide / 2:g}" y="{y + 17:g}">{module}</text>'
                 "</a>"
@@ -111,8 +116,8 @@ class House(SphinxDirective):
             text += [f"**{number}. {what}**", ""]
             for module in modules:
                 below = sorted(stands_on(module), key=lambda name: (depth.get(name, 0), name))
-                links = ", ".join(f"[`{name}`](#house-{name})" for name in below)
-                text += [f"`{module}`{{#house-{module}}}", f": {purpose(module)}"]
+                links = ", ".join(f"[`{name}`](#{anchor(name)})" for name in below)
+                text += [f"`{module}`{{#{anchor(module)}}}", f": {purpose(module)}"]
                 text += [
                     "",
                     f"  It stands on {links}." if below else "  It stands on no other.",
