@@ -47,8 +47,8 @@ class SiameseNet(nn.Module):
         backbone: A name (see `siamcam_lib.backbones.create`) or a module that maps
             (B, 3, H, W) to (B, K, h, w).
         embed_dim: E, the length of an embedding; 256 in the paper.
-        normalize: Scale embeddings to unit length, so that d lies in [0, √2]. It learns better;
-            the paper does not, and ``normalize=False`` gives its network.
+        normalize: Scale embeddings to unit length, so that d lies in [0, √2], as the
+            loss that `fit` takes by default asks; ``normalize=False`` gives the paper's network.
         image_size: Images are resized to this many pixels, square, before they are looked at.
         pretrained: Take the backbone's ImageNet weights.
 

@@ -1,7 +1,7 @@
 """The directive ``{api}``: what a module offers, from the docstrings of the code.
 
 Its argument is a module of the library, its content the names to show, one a line; without
-content, all that the module itself offers (`siamcam_lib.book` names them in ``__all__``).
+content, all that the module offers: its ``__all__`` or, where it has none, what it defines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MEMBERS = "   :members:\n   :member-order: bysource"
 
 
 def offered(module: str) -> list[str]:
-    """The public names of a module, in the order of its source; `sc.` itself shows its own.
+    """The public names of a module, without those that `sc` itself has.
 
     What a folder's ``__init__`` gathers counts, what a module has only imported does not.
     """
