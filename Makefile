@@ -47,7 +47,8 @@ results: $(READY) ## compute every number of the results page anew (PROFILE=full
 
 test: check ## all checks, unit tests, doctests, all chapters, the site in a browser
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --doctest-modules tests/unit siamcam_lib $(PYTEST)
-	@$(PY) -m pytest tests/chapters tests/browser $(PYTEST)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+	  tests/chapters tests/browser $(PYTEST)
 
 check: $(READY) ## style, notebook hygiene, types, spelling, links
 	@$(PY) -m ruff check .

@@ -296,7 +296,7 @@ def part_auc(net: SiameseNet, part: ImageSet, pooled: Tensor) -> float:
 
     Pairs weigh as in `sc.pairs.all_pairs`.
     """
-    pairs, weight = all_pairs(part)
+    pairs, weight = all_pairs(part, ordered=False)
     with torch.inference_mode():
         e = net.embed_pooled(pooled.float().to(net.device))
         d = net.distance(e[pairs.a], e[pairs.b]).cpu().numpy()

@@ -6,8 +6,10 @@ the executed notebooks, and the tests of the site render these very notebooks.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,12 +69,27 @@ def executed(request: pytest.FixtureRequest) -> Executed:
 @functools.cache  # pytest may set a fixture up again when it reorders tests by their parameters
 def _execute(kind: str) -> Executed | str:
     """The chapters after their run on this kind of data, or what went wrong."""
-    print(f"\nrunning the chapters on {kind}")
     stage = ROOT / "_build" / "test" / kind / "stage"
+    # beside another process of pytest, which runs the chapters on other data, one at a time
+    several = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1
     try:
-        return Executed(kind, stage, run_chapters(ROOT, stage, data=kind, profile="quick", seed=0))
+        with contextlib.redirect_stdout(sys.stderr):  # such a process has no other way to speak
+            print(f"\nrunning the chapters on {kind}")
+            runs = run_chapters(
+                ROOT, stage, data=kind, profile="quick", seed=0, workers=1 if several else None
+            )
     except BookError as error:
         return str(error)
+    return Executed(kind, stage, runs)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a run of the chapters or a module's fixtures stays in one process."""
+    for item in items:
+        needed = item.callspec.params if hasattr(item, "callspec") else {}
+        group = needed.get("executed") or item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(wrapper=True)

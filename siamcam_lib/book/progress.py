@@ -1,4 +1,4 @@
-"""How far the chapters are, as lines of text: one for each that ended, and a moving one below."""
+"""How far the chapters are, as lines of text: one for each that ended, and now and then a clock."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ WIPE = "\r\033[K"  # back to the start of the terminal's line, and clear it
 
 
 class Board:
-    """Progress: one line for each page that ended; below them, where a person watches, a clock."""
+    """Progress: one line for each page that ended, and a clock for those that run.
 
-    def __init__(self) -> None:
+    Where a person watches, the clock is the last line and moves twice a second; in a log it is a
+    line of its own once a minute.
+
+    Args:
+        pages: How many will end.
+    """
+
+    def __init__(self, pages: int) -> None:
         self.stopped = threading.Event()
         self._lock = threading.Lock()
         self._live = sys.stdout.isatty()
+        self._every = 0.5 if self._live else 60.0  # seconds
+        self._pages, self._ended = pages, 0
         self._running: list[Line] = []
-        self._shown = 0.0
+        self._shown = time.monotonic()
 
     def start(self, line: Line) -> None:
         """A page is being run."""
@@ -28,20 +37,26 @@ class Board:
                 print(f"{line.title} …", flush=True)
 
     def tick(self) -> None:
-        """Move the clock, twice a second at most."""
+        """Tell the time, where it is due."""
         now = time.monotonic()
         with self._lock:
-            if self._live and now - self._shown > 0.5:
-                self._shown = now
-                text = "   ".join(line.state(now) for line in self._running)
+            if now - self._shown <= self._every:
+                return
+            self._shown = now
+            text = "   ".join(line.state(now) for line in self._running)
+            if self._live:
                 width = shutil.get_terminal_size().columns - 1
                 print(f"{WIPE}{text[:width]}", end="", flush=True)
+            else:
+                print(f"  running: {text}", flush=True)
 
     def end(self, line: Line, result: str) -> None:
         """A page has ended, with this result."""
         with self._lock:
             self._running.remove(line)
-            print(f"{WIPE if self._live else ''}{line.title}  {result}", flush=True)
+            self._ended += 1
+            place = f"[{self._ended}/{self._pages}]"
+            print(f"{WIPE if self._live else ''}{place} {line.title}  {result}", flush=True)
 
 
 class Line:
@@ -65,7 +80,7 @@ class Line:
         return f"{self.title}  {now - self._start:.0f} s{place}"
 
     def tick(self) -> None:
-        """Move the clock, or end what runs where everything was stopped."""
+        """Tell the time, or end what runs where everything was stopped."""
         if self._board.stopped.is_set():
             raise KeyboardInterrupt
         self._board.tick()

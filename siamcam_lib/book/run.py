@@ -186,11 +186,11 @@ def run_chapters(
             _stage_not_run({n: s for n, s in every.items() if n not in pages}, stage, list(every))
 
     workers = max(1, min(workers or CHAPTERS_AT_ONCE, _cores(), len(pages)))
-    board, noting = Board(), threading.Lock()
+    board, noting = Board(len(pages)), threading.Lock()
 
-    def one(number: int, name: str, source: Path) -> ChapterRun | str:
+    def one(name: str, source: Path) -> ChapterRun | str:
         """Run a page; what went wrong, if something did."""
-        line = Line(board, f"[{number}/{len(pages)}] {name}")
+        line = Line(board, name)
         if name in kept:
             line.end(f"unchanged since it was run ({kept[name].seconds:.1f} s)")
             return kept[name]
@@ -213,10 +213,9 @@ def run_chapters(
 
     to_run = sum(name not in kept and pages[name].suffix == ".ipynb" for name in pages)
     print(f"chapters to run: {to_run}, {workers} at a time, the longest first", flush=True)
-    numbers = {name: k for k, name in enumerate(pages, start=1)}
     with ThreadPoolExecutor(workers) as pool:
         longest_first = sorted(pages, key=lambda name: -_weight(pages[name]))
-        runs = {n: pool.submit(one, numbers[n], n, pages[n]) for n in longest_first}
+        runs = {n: pool.submit(one, n, pages[n]) for n in longest_first}
         try:
             ended = [runs[name].result() for name in pages]
         except BaseException:  # Ctrl-C: what runs is ended, what waits is not begun

@@ -117,12 +117,15 @@ def average_precision(maps: Tensor, masks: np.ndarray | Tensor) -> np.ndarray:
     """
 
     def precision(full: Tensor, inside: Tensor) -> Tensor:
-        falling, order = (-rounded(full)).flatten(1).sort(dim=1)
-        hits = inside.flatten(1).gather(1, order)
-        # Equal values are reached together: what counts is the end of their run.
-        end = torch.searchsorted(falling, falling, right=True)
-        found = hits.cumsum(dim=1).gather(1, end - 1) / end.double()
-        return (found * hits).sum(dim=1) / hits.sum(dim=1)
+        found = []
+        for pixels, mask in zip((-rounded(full)).flatten(1), inside.flatten(1), strict=True):
+            # Of the mask's pixels, and of all, how many are reached with each of the mask's: those
+            # before it, and its equals.
+            own = pixels[mask].sort().values
+            hits = torch.searchsorted(own, own, right=True)
+            reached = torch.searchsorted(own, pixels).bincount(minlength=len(own)).cumsum(0)
+            found.append((hits / reached[: len(own)].double()).mean())
+        return torch.stack(found)
 
     return _measured(maps, masks, precision)
 

@@ -83,16 +83,22 @@ def sample(images: ImageSet, seed: int = 0) -> PairSet:
     return PairSet(images, a, b, label)
 
 
-def all_pairs(images: ImageSet) -> tuple[PairSet, np.ndarray]:
-    """Every ordered pair of different pictures, with the weight `sample` gives it on average.
+def all_pairs(images: ImageSet, *, ordered: bool = True) -> tuple[PairSet, np.ndarray]:
+    """Every pair of different pictures, with the weight `sample` gives it on average.
 
     Sampling one partner of each kind and averaging over all seeds is the same as taking all
     ordered pairs with these weights; calibration uses them to be rid of the sampling's noise.
     Like an image with itself, two byte-identical copies are no pair.
 
+    Args:
+        images: One part of a split.
+        ordered: Give (a, b) and (b, a). False gives one of them, the one with a < b, with the
+            weight of both: for whatever does not ask which picture comes first, the same in half
+            the time.
+
     Returns:
-        The pairs, and (m,) float64 weights; each anchor's similar pairs weigh 1 together, and so
-        do its dissimilar ones.
+        The pairs, and (m,) float64 weights; ordered, each anchor's similar pairs weigh 1 together,
+        and so do its dissimilar ones.
 
     Raises:
         ImageError: if a picture cannot be read (its bytes are compared with those of others).
@@ -100,5 +106,10 @@ def all_pairs(images: ImageSet) -> tuple[PairSet, np.ndarray]:
     content = contents(images)
     a, b = np.nonzero(content[:, None] != content)
     label = (images.labels[a] != images.labels[b]).astype(np.int64)
-    kind = 2 * a + label  # of one anchor, similar or dissimilar
-    return PairSet(images, a, b, label), 1 / np.bincount(kind)[kind]
+    size = np.bincount(2 * a + label)  # of one anchor, similar or dissimilar
+    weight = 1 / size[2 * a + label]
+    if not ordered:
+        weight += 1 / size[2 * b + label]
+        once = a < b
+        a, b, label, weight = a[once], b[once], label[once], weight[once]
+    return PairSet(images, a, b, label), weight

@@ -25,7 +25,7 @@ from nbformat import v4
 import siamcam_lib as sc
 from siamcam_lib import npm, portable
 from siamcam_lib.book import __main__ as command
-from siamcam_lib.book import build, chapters, run_chapters, unchanged
+from siamcam_lib.book import build, chapters, progress, run_chapters, unchanged
 from siamcam_lib.book import run as run_module
 from siamcam_lib.book.build import table
 from siamcam_lib.book.models import models
@@ -565,6 +565,26 @@ def test_the_same_chapter_gives_the_same_file_to_the_byte(tmp_path):
     parts = set(re.findall(r"IPY_MODEL_(\w+)", first.decode()))
     assert len(parts) > 10
     assert parts < set(state)  # every reference still leads somewhere
+
+
+def test_a_log_counts_what_has_ended_and_tells_once_a_minute_what_runs(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    board = progress.Board(pages=3)
+    slow, quick = progress.Line(board, "slow"), progress.Line(board, "quick")
+    slow.cell = (4, 9)
+    for second in range(1, 131):
+        now[0] = 100.0 + second
+        slow.tick()
+        if second == 70:
+            quick.end("70.0 s")
+    assert capsys.readouterr().out.splitlines() == [
+        "slow …",
+        "quick …",
+        "  running: slow  61 s, in cell 5 of 9   quick  61 s",
+        "[1/3] quick  70.0 s",
+        "  running: slow  122 s, in cell 5 of 9",
+    ]
 
 
 def test_an_unknown_page_is_refused_with_the_names_there_are(tmp_path):

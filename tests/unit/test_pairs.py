@@ -333,6 +333,20 @@ class TestSample:
                     assert weight[mine].sum() == pytest.approx(1)
                     assert np.ptp(weight[mine]) == 0
 
+    @settings(max_examples=40, deadline=None)
+    @given(labels=st.lists(st.integers(0, 3), min_size=2, max_size=25))
+    def test_unordered_they_come_once_with_the_weight_of_both_orders(self, labels):
+        every, weight = all_pairs(labelled(labels))
+        once, both = all_pairs(labelled(labels), ordered=False)
+        n = len(labels)
+        sums, found = np.zeros((2, n, n)), np.zeros((2, n, n))
+        np.add.at(
+            sums, (every.label, np.minimum(every.a, every.b), np.maximum(every.a, every.b)), weight
+        )
+        np.add.at(found, (once.label, once.a, once.b), both)
+        assert len(once) == n * (n - 1) // 2
+        np.testing.assert_allclose(found, sums, rtol=1e-15)
+
     def test_all_pairs_leave_out_copies_and_keep_the_weight(self):
         images = labelled([0, 0, 0, 1, 1], source=Memory(contents={"0001": "0000", "0003": "0002"}))
         pairs, weight = all_pairs(images)
