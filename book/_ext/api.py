@@ -79,9 +79,17 @@ def resolve(app: Any, env: Any, node: addnodes.pending_xref, said: nodes.Node) -
     return make_refnode(app.builder, node["refdoc"], there.docname, there.node_id, said, found[0])
 
 
+def call_attributes_so(app: Any, page: nodes.document) -> None:
+    """Head the list of a class' attributes as the docstrings do; Sphinx says “Variables”."""
+    for head in page.findall(nodes.field_name):
+        if head.astext() == "Variables":
+            head.children = [nodes.Text("Attributes")]
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("missing-reference", resolve)
+    app.connect("doctree-read", call_attributes_so)
     app.setup_extension("sphinx.ext.autodoc")
     app.setup_extension("sphinx.ext.napoleon")
     app.add_directive("api", Api)

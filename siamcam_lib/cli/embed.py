@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from siamcam_lib.cli.frame import PATH, as_json, loaded, model, tell, working, writable
+from siamcam_lib.cli.frame import PATH, as_json, loaded, model, skip, tell, working, writable
 from siamcam_lib.cli.network import network
 
 EXAMPLE = """\b
@@ -26,9 +26,10 @@ Examples:
               help="Pictures that go through the network together.")  # fmt: skip
 @click.option("--shard", type=click.IntRange(1), metavar="N", default=1024, show_default=True,
               help="Pictures in a file: what an interruption costs at most.")  # fmt: skip
+@skip
 @as_json
 def embed(
-    folder: str, output: Path, model: Path | None, batch: int, shard: int, as_json: bool
+    folder: str, output: Path, model: Path | None, batch: int, shard: int, skip: bool, as_json: bool
 ) -> None:
     """Look at every picture of FOLDER once and write a gallery, which Gallery.open reads.
 
@@ -41,14 +42,11 @@ def embed(
         writable(output / "gallery.json")
     start = time.perf_counter()
     with working() as watched:
-        import siamcam_lib as sc
+        images = loaded(folder, skip, decode=False)  # each is decoded once, later
         from siamcam_lib import embedding
         from siamcam_lib.embedder import as_explainable
         from siamcam_lib.looking import Pictures
 
-        # every picture is decoded later; sets with a name take no such option, or have it already
-        options = {} if folder in sc.datasets.names() else {"check": "header"}
-        images = loaded(folder, **options)
         seeing = as_explainable(network(model))
         done = embedding.embed(
             output, seeing, Pictures(images),

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import click
 
-from siamcam_lib.cli.frame import PATH, as_json, loaded, readable, seed, tell, working, writable
+from siamcam_lib.cli.frame import (
+    PATH,
+    as_json,
+    loaded,
+    readable,
+    seed,
+    skip,
+    tell,
+    working,
+    writable,
+)
 
 EXAMPLE = "\b\nExample:\n  siamcam evaluate new-photos --model model.safetensors -o report.html"
 
@@ -16,8 +26,9 @@ EXAMPLE = "\b\nExample:\n  siamcam evaluate new-photos --model model.safetensors
 @click.option("--model", type=PATH, required=True, help="What `siamcam train` wrote.")
 @click.option("-o", "--output", type=PATH, required=True, help="Page to write, .html.")
 @seed
+@skip
 @as_json
-def evaluate(folder: str, model: Path, output: Path, seed: int, as_json: bool) -> None:
+def evaluate(folder: str, model: Path, output: Path, seed: int, skip: bool, as_json: bool) -> None:
     """Judge a network on FOLDER, a folder of class folders, and write a report page.
 
     The page holds the metrics with their intervals, what to do by stated rules, the hardest pairs
@@ -30,7 +41,7 @@ def evaluate(folder: str, model: Path, output: Path, seed: int, as_json: bool) -
         from siamcam_lib.report import audit
 
         net = sc.SiameseNet.load(model)
-        images = loaded(folder)
+        images = loaded(folder, skip)
         found = audit(net, images, seed=seed, progress=watched)
         found.to_html(output)
     record = found.record() | {"model": str(model), "page": str(output)}

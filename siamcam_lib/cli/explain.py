@@ -43,11 +43,14 @@ def explain(a: Path, b: Path, output: Path, model: Path | None, method: str, as_
     for name in FILES:
         writable(output / name)
     with working() as watched:
-        import siamcam_lib as sc
         from siamcam_lib.datasets.images import as_image
+
+        # before torch is loaded: a wrong path is told at once
+        pictures = [as_image(a), as_image(b)]
+        import siamcam_lib as sc
         from siamcam_lib.explainers import get
 
-        explainer, pictures = get(method), [as_image(a), as_image(b)]
+        explainer = get(method)
         seeing = network(model)
         pair = sc.explain(seeing, *pictures, method=explainer, progress=watched)
         found = cast(sc.Explanation, pair)

@@ -25,6 +25,8 @@ SEEDS = click.IntRange(0, 2**32 - 1)  # what every generator takes
 seed = click.option("--seed", type=SEEDS, default=0, metavar="N", show_default=True,
                     help="The same seed, the same result.")  # fmt: skip
 model = click.option("--model", type=PATH, help="What `siamcam train` wrote.")
+skip = click.option("--skip-unreadable", "skip", is_flag=True,
+                    help="Leave out pictures that cannot be read, and name them.")  # fmt: skip
 
 
 class Group(click.Group):
@@ -60,12 +62,24 @@ def tell(record: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None
         click.echo("\n".join(readable(line) for line in text().split("\n")))
 
 
-def loaded(folder: str, **options: Any) -> ImageSet:
-    """The pictures of FOLDER; the first process says on stderr what was found and left out."""
-    import siamcam_lib as sc
-    from siamcam_lib.processes import processes
+def loaded(folder: str, skip: bool = False, *, decode: bool = True) -> ImageSet:
+    """The pictures of FOLDER; the first process says on stderr what was found and left out.
 
+    Args:
+        folder: Of class folders, or the name of a set.
+        skip: Leave out what cannot be read.
+        decode: Of a folder, decode every picture now, so that truncated ones are found.
+    """
+    import siamcam_lib as sc
+
+    options = {}
+    if folder not in sc.datasets.names():  # sets with a name are checked already, or are drawn
+        options["on_bad"] = "skip" if skip else "raise"
+        options["check"] = "full" if decode or skip else "header"
     images = sc.datasets.load(folder, **options)
+
+    from siamcam_lib.processes import processes  # with torch, which takes seconds
+
     for note in images.notes if processes().first else ():
         click.echo(readable(note), err=True)
     return images

@@ -14,6 +14,7 @@ from siamcam_lib.cli.frame import (
     model,
     readable,
     seed,
+    skip,
     tell,
     working,
     writable,
@@ -38,6 +39,7 @@ EXAMPLE = "\b\nExample:\n  siamcam gallery photos -o explorer.html --model model
     help="Put the network into the page too, some 22 MB, for its readers' own pictures.",
 )
 @seed
+@skip
 @as_json
 def gallery(
     folder: str,
@@ -46,6 +48,7 @@ def gallery(
     most: int,
     with_model: bool,
     seed: int,
+    skip: bool,
     as_json: bool,
 ) -> None:
     """Write an explorer of FOLDER: any two pictures, how alike they are, and why.
@@ -58,7 +61,7 @@ def gallery(
     with working() as watched:
         import siamcam_lib as sc
 
-        images = loaded(folder)
+        images = loaded(folder, skip)
         shown = images.subset(evenly(images, most, seed))
         net = network(model)
         made = sc.Gallery.embed(net, shown, progress=watched)

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import click
 
-from siamcam_lib.cli.frame import PATH, as_json, loaded, metrics, seed, tell, working, writable
+from siamcam_lib.cli.frame import (
+    PATH,
+    as_json,
+    loaded,
+    metrics,
+    seed,
+    skip,
+    tell,
+    working,
+    writable,
+)
 
 EXAMPLE = """\b
 Examples:
@@ -22,15 +32,16 @@ Examples:
 @click.option("-o", "--output", type=PATH, required=True, help="Weights file, .safetensors.")
 @seed
 @click.option("--finetune", is_flag=True, help="Train the backbone too; wants a GPU.")
-@click.option("--epochs", type=click.IntRange(1), metavar="N", help="30, or 8 with --finetune.")
+@click.option("--epochs", type=click.IntRange(1), metavar="N", help="15, or 8 with --finetune.")
 @click.option("--backbone", default="efficientnet_lite0", show_default=True, help="By its name.")
 @click.option("--image-size", type=click.IntRange(32, 2048), metavar="N", default=224,
               show_default=True, help="Side in pixels of the squares looked at.")  # fmt: skip
 @click.option("--checkpoints", type=PATH, help="Folder to resume from after an interruption.")
+@skip
 @as_json
 def train(
     folder: str, output: Path, seed: int, finetune: bool, epochs: int | None, backbone: str,
-    image_size: int, checkpoints: Path | None, as_json: bool,
+    image_size: int, checkpoints: Path | None, skip: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Learn from FOLDER what counts as similar: two pictures of one class.
 
@@ -43,11 +54,11 @@ def train(
     """
     writable(output)
     with working() as watched:
+        images = loaded(folder, skip)  # before torch is loaded: a wrong path is told at once
         import siamcam_lib as sc
         from siamcam_lib.processes import processes
 
         ours = processes()
-        images = loaded(folder)
         parts = sc.pairs.split(images, seed)
         net = sc.SiameseNet(backbone, image_size=image_size)
         recipe = sc.FINETUNE if finetune else sc.FROZEN

@@ -163,7 +163,8 @@ def load_folder(
     if bad and on_bad == "raise":
         raise ImageError(
             f"{_many(len(bad), 'picture')} in {root} cannot be read: {_listed(bad.values())} "
-            'Or leave such pictures out: load with on_bad="skip".'
+            'Or leave such pictures out: load with on_bad="skip", or give the command '
+            "--skip-unreadable."
         )
     if bad:
         notes.append(f"{_many(len(bad), 'unreadable picture')} left out: {_listed(bad.values())}")
@@ -239,6 +240,8 @@ def _class_folders(root: Path, wanted: Sequence[str] | None) -> tuple[dict[str, 
         folders = {c: folders[c] for c in wanted}
     if not folders:
         what = f"only {_many(loose, 'loose image')}" if loose else "no folders"
+        if any(entry.name == "gallery.json" for entry in entries):
+            what = "it is a gallery, which `Gallery.open` reads"
         raise DataError(
             f"The folder {root} has no class folders, {what}; put the images of each class into "
             "a folder named after it."

@@ -150,8 +150,8 @@ def body(found: Audit) -> str:
         f"{rests.times('centre')}. Zero everywhere: {rests.blank:.1%} of the maps.</p>",
         _average(rests),
         "<h2>The rules</h2>",
-        _table("Advice is given where the rule holds", ("measure", "rule", "holds"),
-               [(c.measure, c.rule, "yes" if c.fires else "no") for c in found.checks]),
+        _table("What the advice follows from", ("measure", "advice is given if", ""),
+               [(c.measure, c.rule, "given" if c.fires else "fine") for c in found.checks]),
         f'<p class="quiet">Images {images.fingerprint()[:16]}, network {found.digest[:16]}, seed '
         f"{found.seed}.</p>",
     ])  # fmt: skip

@@ -298,6 +298,25 @@ class TestEmbed:
         (tmp_path / "file").write_text("in the way")
         assert "is a file" in refused("embed", photos, "-o", tmp_path / "file")
 
+    def test_unreadable_pictures_are_left_out_if_asked(self, photos, tmp_path):
+        folder, out = tmp_path / "spoilt", tmp_path / "g"
+        for place in sorted(photos.glob("*/*.png"))[::6]:
+            (folder / place.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(place, folder / place.parent.name)
+        whole = len(list(folder.glob("*/*.png")))
+        cut, empty = folder / "Tulip" / "cut.png", folder / "Tulip" / "empty.png"
+        cut.write_bytes(next(photos.glob("Tulip/*.png")).read_bytes()[:-500])
+        empty.touch()
+        told = refused("embed", folder, "-o", out)
+        assert "Tulip/empty.png" in told and "--skip-unreadable" in told
+        found = fine("embed", folder, "-o", out, "--skip-unreadable", "--json")
+        assert json.loads(found.stdout)["count"] == whole == len(sc.Gallery.open(out))
+        assert "Tulip/empty.png" in found.stderr and "Tulip/cut.png" in found.stderr
+
+    def test_a_gallery_is_no_folder_of_pictures(self, embedded, model, tmp_path):
+        told = refused("gallery", embedded, "-o", tmp_path / "out.html", "--model", model)
+        assert "it is a gallery" in told and "put the images of each class" in told
+
     def test_processes_that_cannot_work_together(self, photos, model, tmp_path, monkeypatch):
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
         monkeypatch.setenv("WORLD_SIZE", "two")
@@ -416,6 +435,20 @@ class TestRefusals:
             assert why in refused(command, tmp_path / name, *words)
         assert "is a file" in refused(command, pair[0], *words)
         assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("command", ["explain", "train", "embed"])
+    def test_a_wrong_path_is_told_before_torch_is_loaded(self, command, root, tmp_path):
+        words = [command, *["missing"] * (1 + (command == "explain")), "-o", tmp_path / "out"]
+        code = (
+            "import sys; from siamcam_lib.cli import main\n"
+            "try: main()\n"
+            "finally: sys.exit('torch' in sys.modules and 3)"
+        )
+        command = [sys.executable, "-c", code, *map(str, words)]
+        own = os.environ | {"PYTHONPATH": str(root)}
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=own)
+        assert ended.stderr.startswith("Error: There is no "), ended.stderr
+        assert ended.returncode == 0
 
     def test_models(self, pair, photos, tmp_path):
         (tmp_path / "text").write_text("no model")
