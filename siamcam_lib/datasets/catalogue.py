@@ -48,7 +48,7 @@ class PhotoSet:
         title: What it is called on pages.
         upstream: Its folder in the repository that publishes it.
         classes: Class names, as the authors spell them.
-        scenes: Name of the drawn scenes that mirror it.
+        scenes: Name of the drawn scenes that mirror it, if there are any.
         licence: What is known about the right to use it.
         remarks: What a reader must know about it, added to the notes of the loaded set.
         listed: Its manifest, a file beside this module; see `manifest`.
@@ -59,7 +59,7 @@ class PhotoSet:
     title: str
     upstream: str
     classes: tuple[str, ...]
-    scenes: str
+    scenes: str | None = None
     licence: str = _NO_LICENCE
     remarks: tuple[str, ...] = ()
     listed: str = UPSTREAM
@@ -280,7 +280,8 @@ def resolve(data: str | os.PathLike[str], kind: str, **options: Any) -> ImageSet
         **options: Passed to `load`; only useful where it is known which of the two it becomes.
 
     Raises:
-        DataNotFoundError: ``"real"`` was asked for and the set has not been fetched.
+        DataNotFoundError: ``"real"`` was asked for and the set has not been fetched, or scenes
+            were and none mirror the set.
         DataError: `kind` or `data` is unknown, or a folder is no image set.
 
     Example:
@@ -292,6 +293,13 @@ def resolve(data: str | os.PathLike[str], kind: str, **options: Any) -> ImageSet
     if data == "real" or (data == "auto" and available(kind)):
         return load(known.name, **options)
     if data in ("auto", "scenes"):
+        if known.scenes is None:
+            raise DataNotFoundError(
+                f"The photographs {kind!r} are not there, and no drawn scenes mirror them; fetch "
+                f"them with `siamcam fetch {kind}`."
+                if data == "auto"
+                else f"No drawn scenes mirror {kind!r}; ask for `real` photographs or a folder."
+            )
         return load(known.scenes, **options)
     return load(data, **options)
 

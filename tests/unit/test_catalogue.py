@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,17 @@ def test_resolve(home, kind, mirror):
     for data in ("auto", "real"):
         assert catalogue.resolve(data, kind).name == kind
     assert catalogue.resolve("scenes", kind, n=20).origin == "scenes"
+
+
+def test_a_set_that_no_scenes_mirror_is_resolved_from_photographs_alone(home, monkeypatch):
+    alone = replace(catalogue.SETS["airbnb"], scenes=None)
+    monkeypatch.setitem(catalogue.SETS, "airbnb", alone)
+    with pytest.raises(DataNotFoundError, match="siamcam fetch airbnb"):
+        catalogue.resolve("auto", "airbnb")
+    make_set(home, "airbnb")
+    assert catalogue.resolve("auto", "airbnb").name == "airbnb"
+    with pytest.raises(DataNotFoundError, match="No drawn scenes mirror 'airbnb'"):
+        catalogue.resolve("scenes", "airbnb")
 
 
 def test_resolve_refuses_an_unknown_kind():
