@@ -440,7 +440,7 @@ def test_the_command_reads_headers_first(tmp_path, monkeypatch):
     for folder in (str(tmp_path), "flowers"):
         done = CliRunner().invoke(main, ["embed", folder, "-o", str(tmp_path / "g")])
         assert isinstance(done.exception, ZeroDivisionError)
-    assert asked == [{"check": "header"}, {}]
+    assert asked == [{"on_bad": "raise", "check": "header"}, {}]
 
 
 def test_a_damaged_shard_is_made_again(tmp_path, paths, undisturbed):
