@@ -83,13 +83,11 @@ def _execute(kind: str) -> Executed | str:
     return Executed(kind, stage, runs)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a run of the chapters or a module's fixtures stays in one process."""
-    for item in items:
-        needed = item.callspec.params if hasattr(item, "callspec") else {}
-        group = needed.get("executed") or item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What shares a run of the chapters, or a module's fixtures, stays in one process."""
+    needed = item.callspec.params if hasattr(item, "callspec") else {}
+    group = needed.get("executed") or item.nodeid.partition("::")[0]
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(wrapper=True)
