@@ -47,7 +47,7 @@ results: $(READY) ## compute every number of the results page anew (PROFILE=full
 
 test: check ## all checks, unit tests, doctests, all chapters, the site in a browser
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --doctest-modules tests/unit siamcam_lib $(PYTEST)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
 	  tests/chapters tests/browser $(PYTEST)
 
 check: $(READY) ## style, notebook hygiene, types, spelling, links

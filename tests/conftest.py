@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from siamcam_lib.book import ChapterRun, run_chapters
 from siamcam_lib.errors import BookError
@@ -83,11 +86,17 @@ def _execute(kind: str) -> Executed | str:
     return Executed(kind, stage, runs)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """What shares a run of the chapters, or a module's fixtures, stays in one process."""
-    needed = item.callspec.params if hasattr(item, "callspec") else {}
-    group = needed.get("executed") or item.nodeid.partition("::")[0]
-    item.add_marker(pytest.mark.xdist_group(group))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """With ``--dist loadscope``: a run of the chapters, or a module, stays in one process."""
+    return Together(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
+class Together(LoadScopeScheduling):
+    """Shares out tests by the data their chapters ran on, and all others by their files."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        found = re.search(r"\b(scenes|real)\]$", nodeid)
+        return found[1] if found else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(wrapper=True)
