@@ -73,13 +73,14 @@ def executed(request: pytest.FixtureRequest) -> Executed:
 def _execute(kind: str) -> Executed | str:
     """The chapters after their run on this kind of data, or what went wrong."""
     stage = ROOT / "_build" / "test" / kind / "stage"
-    # beside another process of pytest, which runs the chapters on other data, one at a time
-    several = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1
+    # one at a time beside another process of pytest, which runs them on other data
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    beside = processes > 1 and os.environ.get("SIAMCAM_DATA")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # such a process has no other way to speak
             print(f"\nrunning the chapters on {kind}")
             runs = run_chapters(
-                ROOT, stage, data=kind, profile="quick", seed=0, workers=1 if several else None
+                ROOT, stage, data=kind, profile="quick", seed=0, workers=1 if beside else None
             )
     except BookError as error:
         return str(error)
