@@ -32,7 +32,7 @@ Examples:
 @click.option("-o", "--output", type=PATH, required=True, help="Weights file, .safetensors.")
 @seed
 @click.option("--finetune", is_flag=True, help="Train the backbone too; wants a GPU.")
-@click.option("--epochs", type=click.IntRange(1), metavar="N", help="15, or 8 with --finetune.")
+@click.option("--epochs", type=click.IntRange(1), metavar="N", help="30, or 8 with --finetune.")
 @click.option("--backbone", default="efficientnet_lite0", show_default=True, help="By its name.")
 @click.option("--image-size", type=click.IntRange(32, 2048), metavar="N", default=224,
               show_default=True, help="Side in pixels of the squares looked at.")  # fmt: skip
