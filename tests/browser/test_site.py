@@ -17,7 +17,7 @@ from playwright.sync_api import Page
 
 from siamcam_lib.book import build
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(4800)]
 
 ROOT = Path(__file__).resolve().parents[2]
 NARROW, WIDE = {"width": 360, "height": 740}, {"width": 1280, "height": 900}

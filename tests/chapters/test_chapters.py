@@ -105,7 +105,7 @@ class TestFile:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(4800)
 class TestExecuted:
     def test_every_chapter_ran_on_this_data(self, executed):
         ran = {run.name: run.parameters for run in executed.runs if run.executed}
