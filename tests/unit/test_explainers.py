@@ -168,8 +168,8 @@ class TestEvery:
         found = explainer(looked("plain", *rows), seed=1)
         assert torch.equal(found, explainer(looked("plain", *rows), seed=1))
         same = torch.equal(found, explainer(looked("plain", *rows), seed=2))
-        found = "the same map" if same else "another one"
-        said = f"random = {explainer.random}, but another seed gives {found}"
+        given = "the same map" if same else "another one"
+        said = f"random = {explainer.random}, but another seed gives {given}"
         assert same is not explainer.random, said
 
     def test_batch_does_not_matter(self, name):
