@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from siamcam_lib.cli.frame import (
+    MODEL,
     PATH,
     as_json,
     loaded,
@@ -23,7 +24,7 @@ EXAMPLE = "\b\nExample:\n  siamcam evaluate new-photos --model model.safetensors
 
 @click.command(short_help="Judge a network on a folder; a report page.", epilog=EXAMPLE)
 @click.argument("folder")
-@click.option("--model", type=PATH, required=True, help="What `siamcam train` wrote.")
+@click.option("--model", type=MODEL, required=True, help="What `siamcam train` wrote.")
 @click.option("-o", "--output", type=PATH, required=True, help="Page to write, .html.")
 @seed
 @skip

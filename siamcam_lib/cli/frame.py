@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from siamcam_lib.errors import DataError, SiamcamError
+from siamcam_lib.errors import DataError, ModelError, SiamcamError
 from siamcam_lib.files import shown as readable
 
 if TYPE_CHECKING:
@@ -20,11 +20,23 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 PATH = click.Path(path_type=Path)
+
+
+class ModelFile(click.Path):
+    """A model's file; that there is none is told before torch is loaded."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:  # noqa: D102
+        if not os.path.isfile(value):
+            raise ModelError(f"There is no model {value}; `siamcam train` writes one.")
+        return super().convert(value, param, ctx)
+
+
+MODEL = ModelFile(path_type=Path)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout.")
 SEEDS = click.IntRange(0, 2**32 - 1)  # what every generator takes
 seed = click.option("--seed", type=SEEDS, default=0, metavar="N", show_default=True,
                     help="The same seed, the same result.")  # fmt: skip
-model = click.option("--model", type=PATH, help="What `siamcam train` wrote.")
+model = click.option("--model", type=MODEL, help="What `siamcam train` wrote.")
 skip = click.option("--skip-unreadable", "skip", is_flag=True,
                     help="Leave out pictures that cannot be read, and name them.")  # fmt: skip
 

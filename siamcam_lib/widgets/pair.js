@@ -141,14 +141,29 @@ function render({ model, el }) {
   const verdict = make("output", { class: "siamcam-verdict" });
   const line = make("div", { class: "siamcam-line", "aria-hidden": "true" }, make("i"), make("b"));
   const words = make("p", { class: "siamcam-words", role: "status" });
+  /** From now on the reader's own picture is shown, or the gallery's if `own` is null. */
+  const take = (side, own) => {
+    chosen[side] = own;
+    const panel = el.closest(".siamcam-explorer")?.querySelector(".siamcam-controls");
+    const menu = panel?.querySelectorAll("select")[side];
+    if (!menu) return;
+    menu.querySelector(".siamcam-mine")?.remove();
+    if (own) {
+      menu.append(make("option", { class: "siamcam-mine" }, own.name));
+      // a gallery's picture that was chosen before is no change to the model
+      menu.addEventListener("change", () => choose(side, menu.selectedIndex), { once: true });
+    }
+    menu.selectedIndex = own ? menu.length - 1 : model.get("ab"[side]);
+  };
+  const choose = (side, k) => {
+    const own = chosen[side];
+    if (own) take(side, null);
+    if (own && model.get("ab"[side]) === k) draw();
+    else put(model, "ab"[side], k);
+  };
   const sides = SIDES.map((name, side) => makeSide(name, gallery, {
     shape: () => seenOf(itemOf(side))?.shape ?? data.shape,
-    choose: (k) => {
-      const own = chosen[side];
-      chosen[side] = null;
-      if (own && model.get("ab"[side]) === k) draw();
-      else put(model, "ab"[side], k);
-    },
+    choose: (k) => choose(side, k),
     point: (p) => {
       const to = p === null ? null : { side, p };
       if (to?.side === place?.side && to?.p === place?.p) return;
@@ -166,7 +181,8 @@ function render({ model, el }) {
   const panel = mine?.ownPanel(mine.manifest, data.digest, {
     model: (other) => turn(other),
     picture: async (side, { embedding, units, maps, shape, ...item }) => {
-      chosen[side] = { ...item, seen: new Map([[judge.digest, { embedding, units, maps, shape }]]) };
+      const seen = new Map([[judge.digest, { embedding, units, maps, shape }]]);
+      take(side, { ...item, seen });
       place = null;
       await draw();
     },
@@ -243,7 +259,7 @@ function render({ model, el }) {
   };
 
   let open = true;
-  for (const side of [0, 1]) model.on(`change:${"ab"[side]}`, () => { chosen[side] = null; });
+  for (const side of [0, 1]) model.on(`change:${"ab"[side]}`, () => take(side, null));
   const forget = follow(model, ["a", "b", "map", "scale", "threshold", "opacity"], draw);
   const unname = nameControls(el);
   (async () => { // so that no later choice has to wait

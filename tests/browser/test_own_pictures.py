@@ -228,6 +228,24 @@ class TestTheSameAsPython:
             truth = gal.explain(0, 1)
             assert here.seen()["dissimilarity"] == pytest.approx(truth.dissimilarity, abs=1e-5)
 
+    @pytest.mark.parametrize("after", [0, 2])
+    def test_the_menu_names_the_own_picture_until_another_is_chosen(self, page, scene, after):
+        """Also when the gallery's picture that stood there before is chosen again."""
+        with page() as here:
+            load(here)
+            menu = here.page.locator(".siamcam-controls select").nth(0)
+            names = menu.locator("option").all_inner_texts()
+            for name in ("one.png", EVIL):  # the second takes the place of the first
+                give(here, 0, name, FORMATS["plain.png"](scene))
+                told(here, f"A is now {name}")
+                assert menu.locator("option").all_inner_texts() == [*names, name]
+                assert menu.locator("option:checked").inner_text() == name
+            menu.select_option(index=after)
+            shown = "document.querySelector('.siamcam').__siamcam.a"
+            here.page.wait_for_function(f"{shown} === {after}")
+            assert menu.locator("option").all_inner_texts() == names
+            assert menu.locator("option:checked").inner_text() == names[after]
+
     def test_it_was_resized_as_pillow_does(self, page, scene):
         """Sizes that shrink, grow, and both: the pixels themselves, by the worker's own code."""
         sizes = [(300, 200), (31, 17), (224, 500), (640, 224), (223, 225), (1, 1)]

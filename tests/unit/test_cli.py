@@ -436,9 +436,13 @@ class TestRefusals:
         assert "is a file" in refused(command, pair[0], *words)
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("command", ["explain", "train", "embed"])
-    def test_a_wrong_path_is_told_before_torch_is_loaded(self, command, root, tmp_path):
-        words = [command, *["missing"] * (1 + (command == "explain")), "-o", tmp_path / "out"]
+    @pytest.mark.parametrize(
+        "words",
+        ["explain a b", "train a", "embed a",
+         *(f"{command} . --model m" for command in ("explain .", "embed", "gallery", "evaluate"))],
+    )  # fmt: skip
+    def test_a_wrong_path_is_told_before_torch_is_loaded(self, words, root, tmp_path):
+        words = [*words.split(), "-o", tmp_path / "out"]
         code = (
             "import sys; from siamcam_lib.cli import main\n"
             "try: main()\n"
