@@ -26,6 +26,10 @@ from siamcam_lib.files import cache_home, kept
 TOLERANCE = 1e-4
 """Largest error of an exported network, as a share of the largest value of what it gives."""
 
+STRIDE, HOME = 32, 160
+"""Backbones halve a picture five times. What they pad on the way depends on the rest of its side by
+`STRIDE` alone, so an export for some `HOME` + rest pixels a side does for every other such side."""
+
 
 class Normalised(nn.Module):
     """A backbone that takes pixels in [0, 1]."""
@@ -155,6 +159,12 @@ def packed(looking: nn.Module, side: int, key: str) -> bytes:
         pixels = pictures(side)
         with torch.no_grad():
             maps = looking(pixels)
+        home = HOME + side % STRIDE
+        if side != home:
+            with contextlib.suppress(ModelError):  # a backbone of another kind
+                model = resized(gzip.decompress(packed(looking, home, digest(looking, home))), side)
+                check(model, {"pixels": pixels}, {"maps": maps}, TOLERANCE)
+                return gzip.compress(model, 9, mtime=0)
         model = exported(looking, pixels, "pixels", ["maps"])
         check(model, {"pixels": pixels}, {"maps": maps}, TOLERANCE)
         return gzip.compress(model, 9, mtime=0)
@@ -164,6 +174,24 @@ def packed(looking: nn.Module, side: int, key: str) -> bytes:
     except CacheError:
         return make()
     return kept(folder / f"{key}-{torch.__version__.partition('+')[0]}.onnx.gz", make, unzips)
+
+
+def resized(model: bytes, side: int) -> bytes:
+    """The same ONNX model, said to take pictures of another size: a second instead of ten.
+
+    Whether it is the same network at that size is for `check` to find out.
+    """
+    import onnx
+
+    found = onnx.load_from_string(model)
+    del found.graph.value_info[:]  # sizes on the way, which the runtime works out anew
+    for given in found.graph.input:
+        for dim in given.type.tensor_type.shape.dim[2:]:
+            dim.dim_value = side
+    for output in found.graph.output:
+        for k, dim in enumerate(output.type.tensor_type.shape.dim[2:]):
+            dim.dim_param = "hw"[k]
+    return found.SerializeToString()
 
 
 def unzips(data: bytes) -> bool:

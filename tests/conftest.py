@@ -73,15 +73,12 @@ def executed(request: pytest.FixtureRequest) -> Executed:
 def _execute(kind: str) -> Executed | str:
     """The chapters after their run on this kind of data, or what went wrong."""
     stage = ROOT / "_build" / "test" / kind / "stage"
-    # one at a time beside another process of pytest, which runs them on other data
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    beside = processes > 1 and os.environ.get("SIAMCAM_DATA")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # such a process has no other way to speak
             print(f"\nrunning the chapters on {kind}")
-            runs = run_chapters(
-                ROOT, stage, data=kind, profile="quick", seed=0, workers=1 if beside else None
-            )
+            # time enough where another process of pytest runs them on other data
+            limits = {"cell_timeout": 1200.0, "chapter_timeout": 2400.0}
+            runs = run_chapters(ROOT, stage, data=kind, profile="quick", seed=0, **limits)
     except BookError as error:
         return str(error)
     return Executed(kind, stage, runs)

@@ -429,6 +429,32 @@ class TestUnchanged:
         assert self.ran(root) == [2, 2]
 
 
+class TestSaving:
+    """Papermill writes the whole notebook twice a cell; ours now and then, and at the end."""
+
+    @pytest.mark.parametrize(("every", "writes"), [(1000, 2), (0, 8)])
+    def test_how_often(self, tmp_path, monkeypatch, every, writes):
+        from papermill import engines
+
+        from siamcam_lib.book import worker
+
+        saved = []
+        write = engines.write_ipynb
+        monkeypatch.setattr(engines, "write_ipynb", lambda *a: saved.append(1) or write(*a))
+        monkeypatch.setattr(worker, "SAVE_EVERY", every)
+        book = v4.new_notebook(cells=[v4.new_code_cell(f"{k}", id=str(k)) for k in range(3)])
+        book.metadata.papermill = {}
+        manager = worker._Sparing(book, str(tmp_path / "out.ipynb"), progress_bar=False)
+        manager.notebook_start()
+        for cell in manager.nb.cells:
+            manager.cell_start(cell)
+            cell.outputs = [v4.new_output("stream", text=f"cell {cell.id}\n")]
+            manager.cell_complete(cell)
+        manager.notebook_complete()
+        assert len(saved) == writes
+        assert printed(tmp_path / "out.ipynb") == "cell 0\ncell 1\ncell 2\n"
+
+
 class TestFailure:
     def test_names_chapter_cell_and_error_and_keeps_the_notebook(self, tmp_path):
         root = contents(tmp_path, "good", "bad", "after")

@@ -159,6 +159,26 @@ class TestKept:
         assert len(made) == 2
         assert file.read_bytes() == whole
 
+    @pytest.mark.parametrize("side", [224, 320])
+    def test_another_size_is_made_of_it_and_sees_what_pytorch_sees(self, net, cache, side):
+        _, made = cache
+        assert engine(net, LEAST) is not None
+        large = onnx_files.pictures(side, 2)
+        truth = by_torch(net, large)
+        far = (engine(net, side)(large) - truth).abs().max()
+        assert len(made) == 1
+        assert 0 < far < 1e-5 * truth.abs().max()
+
+    def test_where_it_does_not_do_for_another_size_that_is_exported(self, net, cache, monkeypatch):
+        _, made = cache
+        wrong = onnx_files.resized
+        monkeypatch.setattr(onnx_files, "resized", lambda model, side: wrong(model, side + 32))
+        with pytest.raises(ModelError, match="does not run"):  # the stub gives one for LEAST again
+            onnx_files.packed(
+                onnx_files.Normalised(net.backbone, net.mean, net.std).eval(), 224, "other"
+            )
+        assert len(made) == 2
+
     def test_without_a_cache_it_is_made_in_memory(self, net, cache, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("no folder")
         monkeypatch.setenv("SIAMCAM_CACHE", str(tmp_path / "file" / "cache"))
