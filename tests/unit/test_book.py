@@ -490,7 +490,8 @@ class TestFailure:
         assert recorded_runs(tmp_path / "stage") == runs
 
     @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-    def test_an_interruption_ends_what_runs(self, tmp_path):
+    @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+    def test_an_interruption_ends_what_runs(self, tmp_path, by):
         root = contents(tmp_path / "book", "stuck", "later")
         pid = tmp_path / "pid"
         hang = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
@@ -506,7 +507,7 @@ class TestFailure:
             if pid.exists() and pid.read_text():
                 break
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(by)
         _, said = process.communicate(timeout=120)
         assert process.returncode == 130 and "stopped" in said and "Traceback" not in said
         kernel = int(pid.read_text())
