@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 
 import lightning as L
@@ -57,6 +58,9 @@ class Recipe:
             epochs on a small validation part picks by luck.
         dropout: Share of pooled features set to zero in training (frozen mode).
         crop_size: Side of the training crops in pixels (fine-tuning mode).
+
+    Raises:
+        TrainingError: if a number is none that training can use.
     """
 
     epochs: int
@@ -68,6 +72,23 @@ class Recipe:
     patience: int | None = None
     dropout: float = 0.5
     crop_size: int = 192
+
+    def __post_init__(self) -> None:
+        counts = {"epochs": 1, "batch_size": 2, "steps": 1, "patience": 1, "crop_size": 1}
+        for name, least in counts.items():
+            value = getattr(self, name)
+            if value is None and name in ("steps", "patience"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+                raise TrainingError(f"{name} is a whole number from {least} on, not {value!r}.")
+        for name in ("learning_rate", "backbone_rate", "weight_decay"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= value < math.inf:
+                raise TrainingError(f"{name} is a number from 0 on, not {value!r}.")
+        if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
+            raise TrainingError(
+                f"dropout is a share, at least 0 and below 1, not {self.dropout!r}."
+            )
 
 
 # The default loss needs half of it (validation AUC over three sets and five seeds: .893 and .890);

@@ -115,6 +115,26 @@ def train(net, split, cache, seed=0, finetune=False, **options):
     )
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"epochs": 0}, "epochs is a whole number from 1 on, not 0"),
+        ({"epochs": 2.5}, "epochs is a whole number"),
+        ({"batch_size": 1}, "batch_size is a whole number from 2 on"),
+        ({"steps": 0}, "steps is a whole number"),
+        ({"patience": True}, "patience is a whole number"),
+        ({"crop_size": None}, "crop_size is a whole number"),
+        ({"learning_rate": float("nan")}, "learning_rate is a number from 0 on, not nan"),
+        ({"backbone_rate": -1e-3}, "backbone_rate is a number"),
+        ({"weight_decay": "little"}, "weight_decay is a number"),
+        ({"dropout": 1.0}, "dropout is a share, at least 0 and below 1, not 1.0"),
+    ],
+)
+def test_a_recipe_of_no_use_is_refused(wrong, said):
+    with pytest.raises(TrainingError, match=said):
+        replace(FROZEN, **wrong)
+
+
 def outcome(net: sc.SiameseNet, fit: sc.Fit) -> dict:
     """All that must be the same, whatever happened on the way: weights, history, threshold."""
     history = [{k: v for k, v in e.items() if k != "seconds"} for e in fit.history]
