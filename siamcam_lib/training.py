@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from numbers import Integral, Real
 from pathlib import Path
 
 import lightning as L
@@ -79,13 +78,13 @@ class Recipe:
             value = getattr(self, name)
             if value is None and name in ("steps", "patience"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise TrainingError(f"{name} is a whole number from {least} on, not {value!r}.")
         for name in ("learning_rate", "backbone_rate", "weight_decay"):
             value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 <= value < math.inf:
+            if not isinstance(value, int | float | np.floating) or not 0 <= value < math.inf:
                 raise TrainingError(f"{name} is a number from 0 on, not {value!r}.")
-        if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise TrainingError(
                 f"dropout is a share, at least 0 and below 1, not {self.dropout!r}."
             )
