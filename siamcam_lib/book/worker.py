@@ -23,7 +23,7 @@ SAVE_EVERY = 30
 class _Sparing(NotebookExecutionManager):
     """Saves the notebook each half minute and at the end.
 
-    Papermill does so twice a cell, which takes a fifth of the time of a chapter with large figures.
+    Papermill does so twice a cell, which takes many seconds where figures are large.
     """
 
     wait = 0.0
