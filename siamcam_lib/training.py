@@ -84,7 +84,7 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int | float | np.floating) or not 0 <= value < math.inf:
                 raise TrainingError(f"{name} is a number from 0 on, not {value!r}.")
-        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+        if not isinstance(self.dropout, int | float | np.floating) or not 0 <= self.dropout < 1:
             raise TrainingError(
                 f"dropout is a share, at least 0 and below 1, not {self.dropout!r}."
             )
