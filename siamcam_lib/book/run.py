@@ -1,8 +1,8 @@
 """Runs every chapter once, with parameters, into a staging folder; the introduction says how.
 
 Each notebook of `_toc.yml` is executed by papermill in a process of its own, so that a chapter
-which hangs can be ended from outside. What is staged holds no path of this machine, and is what
-both the tests look at and `siamcam_lib.book.build` renders.
+which hangs can be ended from outside (`execution`). What is staged holds no path of this machine,
+and is what both the tests look at and `siamcam_lib.book.build` renders.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,13 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
-from typing import IO, Any
+from typing import Any
 
 import nbformat
-import psutil
 import yaml
 
-from siamcam_lib import allocator
+from siamcam_lib.book.execution import Executor
 from siamcam_lib.book.progress import Board, Line
 from siamcam_lib.book.same import settled
 from siamcam_lib.book.unchanged import run_key
@@ -38,11 +35,9 @@ from siamcam_lib.files import expanded, shown, whole_file
 RUNS_FILE = "runs.json"
 """In the staging folder: what was run, with which parameters, in how many seconds."""
 
-_CELL_COUNT = re.compile(r"(\d+)/(\d+) \[")  # in papermill's progress bar
 _TAG = re.compile(r"<|\]\(")
 CHAPTERS_AT_ONCE = 2
 """Much of a chapter uses one core; each needs up to 3 GB."""
-_WORKER = Path(__file__).with_name("worker.py")
 _NOT_RUN = """```{{warning}}
 This page has not been run yet, so it has no results. `make book` runs every page, and
 `make book ONLY={name}` this one.
@@ -194,11 +189,10 @@ def run_chapters(
         if name in kept:
             line.end(f"unchanged since it was run ({kept[name].seconds:.1f} s)")
             return kept[name]
-        threads = max(1, _cores() // workers)
         try:
             with writing(stage):
                 run = _run_page(
-                    name, source, stage, root, known, cell_timeout, chapter_timeout, threads, line
+                    name, source, stage, known, cell_timeout, chapter_timeout, executor, line
                 )
         except BookError as error:
             line.end("failed")
@@ -211,9 +205,10 @@ def run_chapters(
             _record(name, run, stage, list(every))
         return run
 
-    to_run = sum(name not in kept and pages[name].suffix == ".ipynb" for name in pages)
-    print(f"chapters to run: {to_run}, {workers} at a time, the longest first", flush=True)
-    with ThreadPoolExecutor(workers) as pool:
+    to_run = [s for n, s in pages.items() if n not in kept and s.suffix == ".ipynb"]
+    print(f"chapters to run: {len(to_run)}, {workers} at a time, the longest first", flush=True)
+    executor = Executor(root, max(1, _cores() // workers), to_run)
+    with executor, ThreadPoolExecutor(workers) as pool:
         longest_first = sorted(pages, key=lambda name: -_weight(pages[name]))
         runs = {n: pool.submit(one, n, pages[n]) for n in longest_first}
         try:
@@ -393,11 +388,10 @@ def _run_page(
     name: str,
     source: Path,
     stage: Path,
-    root: Path,
     known: dict[str, Any],
     cell_timeout: float,
     chapter_timeout: float,
-    threads: int,
+    executor: Executor,
     line: Line,
 ) -> ChapterRun:
     target = stage / f"{name}{source.suffix}"
@@ -414,98 +408,9 @@ def _run_page(
             "parameters": known,
             "cell_timeout": cell_timeout,
         }
-        answer = _run_in_process(job, root, chapter_timeout, threads, line)
+        answer = executor.execute(job, chapter_timeout, line)
     if "error" in answer:
         raise BookError(f"Chapter {name}: {answer['error']} The notebook is kept: {target}")
     target.write_text(settled(nbformat.read(target, as_version=4)), encoding="utf-8")
     seconds = time.monotonic() - start
     return ChapterRun(name, target, round(seconds, 1), True, answer["parameters"])
-
-
-def _run_in_process(
-    job: dict[str, Any], root: Path, timeout: float, threads: int, line: Line
-) -> dict[str, Any]:
-    """Run one notebook by `worker.py`; end it, and its kernel, when time is up."""
-    environment = os.environ | {
-        # A kernel of our own making comes first: the reader's home may hold another "python3".
-        "JUPYTER_PATH": job["scratch"],
-        # Nor may start-up files in the reader's home change what a page shows.
-        "IPYTHONDIR": str(Path(job["scratch"]) / "ipython"),
-        # The chapters of this folder are run with the library of this folder.
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
-        "PYTHONUNBUFFERED": "1",
-        # A tenth of a chapter's time goes into clearing memory that was just given back.
-        **allocator.ENVIRONMENT,
-        # Chapters that run at once share the cores instead of waiting for each other.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-P", str(_WORKER)],  # by its path: it needs nothing of the package
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        env=environment,
-    )
-    said: list[str] = []
-    listener = threading.Thread(target=_listen, args=(process.stderr, said, line), daemon=True)
-    listener.start()
-    try:
-        answer = _exchange(process, json.dumps(job), timeout, line)
-        listener.join(timeout=5)
-    except subprocess.TimeoutExpired:
-        return {"error": f"took longer than {timeout:g} s and was ended {line.where}."}
-    finally:
-        _end_with_children(process)
-    try:
-        return json.loads(answer.splitlines()[-1])
-    except (IndexError, ValueError):
-        last = " | ".join(said[-3:]) or "it said nothing"
-        return {"error": f"its process ended with code {process.returncode}: {last}."}
-
-
-def _exchange(process: subprocess.Popen[str], text: str, timeout: float, line: Line) -> str:
-    """Hand over `text`, wait for the answer; meanwhile the clock on the line keeps moving."""
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(text)
-    process.stdin.close()
-    answer: list[str] = []
-    listen = process.stdout.read
-    reader = threading.Thread(target=lambda: answer.append(listen()), daemon=True)
-    reader.start()
-    end = time.monotonic() + timeout
-    while reader.is_alive():
-        if time.monotonic() > end:
-            raise subprocess.TimeoutExpired(process.args, timeout)
-        reader.join(timeout=0.2)
-        line.tick()
-    process.wait(timeout=30)
-    return "".join(answer)
-
-
-def _listen(stream: IO[str], said: list[str], line: Line) -> None:
-    """Read papermill's progress bar: which cell is running."""
-    for text in stream:  # universal newlines: a carriage return ends a line, too
-        if count := _CELL_COUNT.search(text):
-            line.cell = (int(count[1]), int(count[2]))
-        elif text.strip():
-            said.append(text.strip())
-
-
-def _end_with_children(process: subprocess.Popen[str]) -> None:
-    """End `process` and all it started; a kernel has its own session, so its group is no help."""
-    try:
-        parent = psutil.Process(process.pid)
-        parent.suspend()  # or a kernel that it starts at this moment would be left behind
-        family = parent.children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
-    if process.poll() is None:
-        process.kill()
-    for child in family:
-        try:
-            child.kill()
-        except psutil.NoSuchProcess:
-            pass
-    process.wait(timeout=30)

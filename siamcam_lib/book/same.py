@@ -51,11 +51,12 @@ def _widgets(notebook: nbformat.NotebookNode) -> list[str]:
         for output in cell.get("outputs", []):
             follow(output.get("data", {}).get(_VIEW, {}).get("model_id", ""))
     while rest := told.keys() - found.keys():
+        parts = {part for name in rest for part in _MODEL.findall(told[name])}
         numbers = {name: str(number) for number, name in enumerate(found)}
 
         def known(name: str, numbers: dict[str, str] = numbers) -> str:
             """What a widget says, with numbers for the names that are known by now."""
             return _MODEL.sub(lambda m: numbers.get(m[1], "?"), told[name])
 
-        follow(min(rest, key=known))
+        follow(min(rest - parts or rest, key=known))  # two parts of different things may be alike
     return list(found)

@@ -1,4 +1,4 @@
-"""Executes one notebook and answers in JSON: the process that `siamcam_lib.book.run` starts.
+"""Executes one notebook and answers in JSON: the process that `siamcam_lib.book.execution` starts.
 
 It reads its job from standard input and prints one line at the end: the parameters that were set,
 or what went wrong and in which cell. It is a process of its own so that it can be ended.
@@ -7,6 +7,7 @@ or what went wrong and in which cell. It is a process of its own so that it can 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,18 +59,23 @@ class _Engine(NBClientEngine):
 papermill_engines.register(KERNEL, _Engine)
 
 
-def execute(job: dict[str, Any]) -> dict[str, Any]:
+def execute(job: dict[str, Any], provisioner: str | None = None) -> dict[str, Any]:
     """Run the notebook of `job` and write the result, clean of this machine, to its target.
 
     Args:
         job: `source` and `target` files, a `scratch` folder, `parameters` that may be set,
             `cell_timeout` in seconds.
+        provisioner: Jupyter's name of what starts the kernel; by default a new process.
 
     Returns:
         ``{"parameters": ...}`` with those the notebook declares, or ``{"error": ...}``.
     """
     scratch, target = Path(job["scratch"]), Path(job["target"])
-    _write_kernel(scratch)
+    _write_kernel(scratch, provisioner)
+    # A kernel of our own making comes first: the reader's home may hold another "python3".
+    os.environ["JUPYTER_PATH"] = str(scratch)
+    # Nor may start-up files in the reader's home change what a page shows.
+    os.environ["IPYTHONDIR"] = str(scratch / "ipython")
     here = scratch / "here"
     here.mkdir(parents=True, exist_ok=True)
     notebook = nbformat.read(job["source"], as_version=4)
@@ -107,15 +113,17 @@ def execute(job: dict[str, Any]) -> dict[str, Any]:
     return {"parameters": parameters}
 
 
-def _write_kernel(scratch: Path) -> None:
+def _write_kernel(scratch: Path, provisioner: str | None) -> None:
     """Describe the kernel: the very Python that runs this."""
     folder = scratch / "kernels" / KERNEL
     folder.mkdir(parents=True, exist_ok=True)
-    spec = {
+    spec: dict[str, Any] = {
         "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": "Python 3 (ipykernel)",
         "language": "python",
     }
+    if provisioner:
+        spec["metadata"] = {"kernel_provisioner": {"provisioner_name": provisioner}}
     (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
 
 

@@ -25,7 +25,7 @@ from nbformat import v4
 import siamcam_lib as sc
 from siamcam_lib import npm, portable
 from siamcam_lib.book import __main__ as command
-from siamcam_lib.book import build, chapters, progress, run_chapters, unchanged
+from siamcam_lib.book import build, chapters, execution, progress, run_chapters, unchanged
 from siamcam_lib.book import run as run_module
 from siamcam_lib.book.build import table
 from siamcam_lib.book.models import models
@@ -34,6 +34,7 @@ from siamcam_lib.errors import BookError
 from siamcam_lib.widgets import own
 
 ROOT = Path(__file__).resolve().parents[2]
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are not forked")
 PARAMETERS = 'data = "auto"\nprofile = "quick"\nseed = 0'
 
 
@@ -355,7 +356,7 @@ class TestUnchanged:
     def pretended(self, monkeypatch):
         """Chapters without a kernel: what is asked is whether they are run, not how."""
 
-        def run(job, *_):
+        def run(executor, job, *_):
             made = nbformat.read(job["source"], as_version=4)
             for cell in made.cells:
                 try:
@@ -365,7 +366,7 @@ class TestUnchanged:
             nbformat.write(made, job["target"])
             return {"parameters": job["parameters"]}
 
-        monkeypatch.setattr(run_module, "_run_in_process", run)
+        monkeypatch.setattr(execution.Executor, "execute", run)
 
     def ran(self, root, **options):
         """How often each chapter has been run after this."""
@@ -455,6 +456,77 @@ class TestSaving:
         assert printed(tmp_path / "out.ipynb") == "cell 0\ncell 1\ncell 2\n"
 
 
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Without those that have ended, of which some stay in the system's table for a moment."""
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+class TestForked:
+    """Where the system allows it, what chapters share is imported once, before they begin."""
+
+    MODULE = "import sys; came = 'shared_by_chapters' in sys.modules\nimport shared_by_chapters\n"
+
+    def test_what_chapters_share(self, tmp_path):
+        one = ("%pip install x", "import numpy as np, os.path", "from scipy import stats, fft")
+        two = ("import numpy\nif numpy.random.rand() < 2:\n    from scipy import stats",)
+        three = ("import numpy as np", "np.random.rand(); x = 3; x.random")
+        sources = [notebook(tmp_path / f"{i}.ipynb", *s) for i, s in enumerate([one, two, three])]
+        (tmp_path / "broken.ipynb").write_text("{")
+        assert execution.shared_imports(sources) == [
+            "import numpy", "from scipy import stats", "from numpy import random"
+        ]  # fmt: skip
+        assert execution.shared_imports([*sources, tmp_path / "broken.ipynb"]) == ["import numpy"]
+        assert execution.shared_imports(sources[:1]) == []
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("forks", [pytest.param(True, marks=LINUX), False])
+    def test_it_is_there_when_a_chapter_begins(self, tmp_path, monkeypatch, forks):
+        monkeypatch.setattr(execution, "FORKS", forks)
+        root = contents(tmp_path, "one", "two", "three")
+        (root / "shared_by_chapters.py").write_text(
+            "import os\nloaded_by = os.getpid()\nin_a_kernel = hasattr(get_ipython(), 'kernel')"
+        )
+        for name in ("one", "two", "three"):
+            show = "import os\nprint(came, shared_by_chapters.loaded_by == os.getpid(), __name__, "
+            show += "sys.argv[1], len(sys.argv), shared_by_chapters.in_a_kernel)"
+            notebook(root / f"{name}.ipynb", self.MODULE + show)
+        before = psutil.Process().children(recursive=True)
+        run_chapters(root, tmp_path / "stage")
+        for name in ("one", "two", "three"):
+            expected = f"{forks} {not forks} __main__ -f 3 True\n"
+            assert printed(tmp_path / f"stage/{name}.ipynb") == expected
+        after = alive(psutil.Process().children(recursive=True))
+        assert [process for process in after if process not in before] == []
+
+    @pytest.mark.slow
+    def test_what_cannot_be_imported_is_told_by_the_chapter(self, tmp_path):
+        root = contents(tmp_path, "one", "two")
+        (root / "shared_by_chapters.py").write_text("raise OSError('no such luck')")
+        notebook(root / "one.ipynb", self.MODULE)
+        notebook(root / "two.ipynb", self.MODULE)
+        with pytest.raises(BookError) as caught:
+            run_chapters(root, tmp_path / "stage")
+        assert str(caught.value).count("OSError: no such luck") == 2
+
+    @LINUX
+    def test_the_process_that_forks_is_gone(self, tmp_path, monkeypatch):
+        (tmp_path / "forked.py").write_text("")
+        monkeypatch.setattr(execution, "_HERE", tmp_path)
+        root = contents(tmp_path, "one")
+        notebook(root / "one.ipynb", "1")
+        with pytest.raises(BookError, match="forked for every chapter has ended.*Run the same"):
+            run_chapters(root, tmp_path / "stage")
+
+    @LINUX
+    @pytest.mark.slow
+    def test_a_process_that_dies_is_reported(self, tmp_path):
+        """Not the kernel, which Jupyter watches, but what watches the kernel."""
+        root = contents(tmp_path, "one")
+        notebook(root / "one.ipynb", "import os, signal; os.kill(os.getppid(), signal.SIGKILL)")
+        with pytest.raises(BookError, match="its process ended: .*The notebook is kept"):
+            run_chapters(root, tmp_path / "stage")
+
+
 class TestFailure:
     def test_names_chapter_cell_and_error_and_keeps_the_notebook(self, tmp_path):
         root = contents(tmp_path, "good", "bad", "after")
@@ -507,13 +579,12 @@ class TestFailure:
             if pid.exists() and pid.read_text():
                 break
             time.sleep(0.1)
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert int(pid.read_text()) in [child.pid for child in started]
         process.send_signal(by)
         _, said = process.communicate(timeout=120)
         assert process.returncode == 130 and "stopped" in said and "Traceback" not in said
-        kernel = int(pid.read_text())
-        assert (
-            not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE
-        )
+        assert alive(started) == []
 
     def test_a_cell_that_takes_too_long_is_named(self, tmp_path):
         root = contents(tmp_path, "slow")
@@ -767,10 +838,11 @@ class TestBuild:
         assert "first edition" in (out / "intro.html").read_text("utf-8")
 
 
-def test_the_process_of_a_chapter_imports_nothing_of_the_library():
-    """It is started for every chapter; the library takes seconds, and the kernel loads its own."""
-    text = run_module._WORKER.read_text(encoding="utf-8")
-    assert "import papermill" in text
+@pytest.mark.parametrize("name", ["worker", "forked"])
+def test_the_process_of_a_chapter_imports_nothing_of_this_library(name):
+    """The chapters' may be another one, that of their folder; and it takes seconds."""
+    text = Path(execution.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    assert "papermill" in text or "import worker" in text
     assert not re.search(r"^\s*(?:from|import) siamcam_lib", text, flags=re.MULTILINE)
 
 

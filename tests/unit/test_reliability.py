@@ -721,3 +721,33 @@ def test_what_two_runs_of_a_chapter_draw_at_random_is_not_staged(tmp_path):
     assert staged[0] == staged[1]
     (output,) = nbformat.read(tmp_path / "page.ipynb", 4).cells[0].outputs
     assert output.data["text/html"].count("T_00000") == 2
+
+
+def test_widgets_are_numbered_alike_in_every_run():
+    """A shown box with two labels, two bars nobody shows any more, and what links a bar."""
+    keys = ["box", "bar 0", "bar 1", "style 0", "style 1", "label 0", "label 1", "link"]
+
+    def book(seed: int) -> nbformat.NotebookNode:
+        draw = random.Random(seed)
+        names = {key: f"{draw.getrandbits(128):032x}" for key in keys}
+        at = {key: f"IPY_MODEL_{name}" for key, name in names.items()}
+        told = {
+            "box": {"children": [at["label 0"], at["label 1"]]},
+            **{f"label {n}": {"value": "alike"} for n in (0, 1)},
+            **{f"bar {n}": {"value": f"{n} of 2", "style": at[f"style {n}"]} for n in (0, 1)},
+            **{f"style {n}": {"width": ""} for n in (0, 1)},
+            "link": {"source": [at["bar 1"], "value"], "target": [at["label 0"], "value"]},
+        }
+        state = {
+            names[key]: {"model_module": "base" if "style" in key else "more", "state": told[key]}
+            for key in draw.sample(keys, len(keys))
+        }
+        view = {"application/vnd.jupyter.widget-view+json": {"model_id": names["box"]}}
+        output = nbformat.v4.new_output("display_data", view)
+        about = {"widgets": {"application/vnd.jupyter.widget-state+json": {"state": state}}}
+        cell = nbformat.v4.new_code_cell("", id="c", outputs=[output])
+        return nbformat.v4.new_notebook(cells=[cell], metadata=about)
+
+    texts = {settled(book(seed)) for seed in range(30)}
+    assert len(texts) == 1
+    assert "1 of 2" in texts.pop()
