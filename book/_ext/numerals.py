@@ -1,8 +1,8 @@
 """Numbers as print has them: a minus before what is below zero, an interval in one piece.
 
 Python prints "-0.1 [-0.2, 0.1]"; a reader is shown "−0.1 [−0.2, 0.1]", which no line breaks inside
-the brackets. Code, what it printed, formulas and addresses are left alone, and so is a hyphen after
-a word, a number or another hyphen.
+the brackets, nor "0.3 ± 0.1" at its sign. Code, what it printed, formulas and addresses are left
+alone, and so is a hyphen after a word, a number or another hyphen.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from docutils import nodes
 
 HYPHEN = re.compile(r"(?<![\w.,)\]/-])-(?=\.?\d)")
 INTERVAL = re.compile(r"(\[[−+\d.%]+,) (?=[−+\d.%]+\])")
+EITHER_WAY = re.compile(r"(?<=\d) ± (?=\.?\d)")
 CELL = re.compile(r"(<t[dh]\b[^>]*>)([^<]*)(?=</t[dh]>)")
 ALONE = (nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.raw)
 
 
 def in_text(text: str) -> str:
     """Plain text with its minuses and intervals."""
-    return INTERVAL.sub("\\1\N{NO-BREAK SPACE}", HYPHEN.sub("−", text))
+    text = INTERVAL.sub("\\1\N{NO-BREAK SPACE}", HYPHEN.sub("−", text))
+    return EITHER_WAY.sub("\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}", text)
 
 
 def in_tables(html: str) -> str:

@@ -168,7 +168,7 @@ def shared_imports(sources: Collection[Path]) -> list[str]:
         sources: Notebooks; one that cannot be read imports nothing.
 
     Returns:
-        Statements: ``"import torch"``, ``"from siamcam_lib import fit"``.
+        Modules, ``"torch"``, and names in modules, ``"siamcam_lib:fit"``.
     """
     counts = Counter(name for source in sources for name in dict.fromkeys(_imports(source)))
     return [name for name, count in counts.items() if count > max(1, len(sources) / 2)]
@@ -189,12 +189,12 @@ def _imports(source: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 modules[alias.asname or alias.name] = alias.name
-                yield f"import {alias.name}"
+                yield alias.name
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"from {node.module} import {alias.name}" for alias in node.names)
+            yield from (f"{node.module}:{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.value.id in modules:  # a name that is imported when it is first asked for
-                yield f"from {modules[node.value.id]} import {node.attr}"
+                yield f"{modules[node.value.id]}:{node.attr}"
 
 
 def _exchange(started: _Started, text: str, timeout: float, line: Line) -> str:

@@ -1,6 +1,6 @@
 """Forks a process for each chapter from one that has imported what the chapters share.
 
-`python forked.py "import torch" ...` does so and then, for each message on its standard input, a
+`python forked.py torch scipy:stats ...` does so and then, for each message on its standard input, a
 Unix socket, forks. The new process takes the three streams that came with the message for
 its own and forks once more: one of the two becomes a kernel, the other executes a notebook in it,
 as `worker.py` does. Importing PyTorch and its kin takes longer than many a chapter.
@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from importlib import import_module
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,13 +35,16 @@ def serve(shared: list[str]) -> None:
     """Import what is `shared`, then fork whenever asked, until the other end of the socket closes.
 
     Args:
-        shared: Statements that import: ``"import torch"``, ``"from siamcam_lib import fit"``.
+        shared: Modules, ``"torch"``, and names in modules, ``"siamcam_lib:fit"``.
     """
     # pandas, for one, asks when it is imported whether there is a kernel, and prints accordingly
     builtins.get_ipython = lambda: SimpleNamespace(kernel="to come")  # type: ignore[attr-defined]
-    for statement in shared:
-        with suppress(Exception):  # the chapter that has it will tell
-            exec(statement, {})
+    for name in shared:
+        module, _, wanted = name.partition(":")
+        with suppress(Exception):  # the chapter that wants it will tell
+            found = import_module(module)
+            if wanted and not hasattr(found, wanted):  # many are imported when they are asked for
+                import_module(f"{module}.{wanted}")
     del builtins.get_ipython  # type: ignore[attr-defined]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how they ended
     asked = socket.socket(fileno=os.dup(0))

@@ -41,6 +41,7 @@ LOOK = """() => {
     hyphens: all(".bd-article *").filter((e) => !e.closest("pre, code, script, style, textarea"))
       .flatMap((e) => [...e.childNodes].filter((n) => n.nodeType === Node.TEXT_NODE))
       .map((n) => n.data.match(/.{0,20}(?<![\\w.,)\\]/-])-\\.?\\d.{0,10}/)?.[0]).filter(Boolean),
+    tables: all(".bd-article p").map((p) => p.innerText.trim()).filter((t) => /^\\|.*\\|/.test(t)),
     lost: all('.bd-article a[href^="#"]')
       .map((a) => decodeURIComponent(a.getAttribute("href").slice(1)))
       .filter((name) => name && !document.getElementById(name)),
@@ -60,7 +61,7 @@ DRAWN = """() => [...document.querySelectorAll(".siamcam-explorer")]
 THIN_OUT = """() => {
   const seen = new Set();
   for (const word of document.querySelectorAll("pre span")) {
-    const kind = `${word.className} in ${word.closest("pre").parentElement.className}`;
+    const kind = `${word.className} in ${word.closest("pre").parentNode.parentNode.className}`;
     if (seen.has(kind)) word.replaceWith(...word.childNodes);
     else if (word.checkVisibility() && word.textContent.trim().length > 1) seen.add(kind);
   }
@@ -230,6 +231,12 @@ def test_every_picture_has_alternative_text(visits):
     assert sum(seen.look["images"] for seen in visits.values()) > 0
     mute = {name: seen.look["mute"] for name, seen in visits.items()}
     assert {name: images for name, images in mute.items() if images} == {}
+
+
+def test_every_table_is_one(visits):
+    """Markdown that a cell prints is read without tables, unless its metadata ask for them."""
+    found = {name: seen.look["tables"] for name, seen in visits.items()}
+    assert {name: texts for name, texts in found.items() if texts} == {}
 
 
 def test_every_widget_is_drawn(visits):

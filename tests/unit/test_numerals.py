@@ -20,6 +20,8 @@ numerals = SimpleNamespace(**runpy.run_path(str(ROOT / "book" / "_ext" / "numera
         ("by -0.1 [-0.20, -.05]", "by −0.1 [−0.20,\N{NO-BREAK SPACE}−.05]"),
         ("0.4 [0.1, +12%]", "0.4 [0.1,\N{NO-BREAK SPACE}+12%]"),
         ("a list [a, b], a place (1, 2), [1, 2, 3]", None),
+        ("-0.3 ± 0.1", "−0.3\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.1"),
+        ("more ± or less", None),
         ("-3 points (-4 to 1)", "−3 points (−4 to 1)"),
         ("resnet-50, 2026-11-22, 5-10, lite-0, --3, .5-1, (a)-1, x/-1", None),
         ("well-known - or not", None),
