@@ -27,7 +27,7 @@ from siamcam_lib import allocator
 from siamcam_lib.book.progress import Line
 from siamcam_lib.errors import BookError
 
-_CELL_COUNT = re.compile(r"(\d+)/(\d+) \[")  # in papermill's progress bar
+_CELL_COUNT = re.compile(r"^cell (\d+)/(\d+)$")  # from 0, as the worker says it
 _HERE = Path(__file__).parent
 FORKS = sys.platform == "linux"
 """Elsewhere libraries of the system do not bear it, or there is no such thing."""
@@ -219,9 +219,9 @@ def _exchange(started: _Started, text: str, timeout: float, line: Line) -> str:
 
 
 def _listen(stream: IO[str], said: list[str], line: Line) -> None:
-    """Read papermill's progress bar: which cell is running."""
+    """Hear which cell is running, and keep all else that is said."""
     with stream:
-        for text in stream:  # universal newlines: a carriage return ends a line, too
+        for text in stream:
             if count := _CELL_COUNT.search(text):
                 line.cell = (int(count[1]), int(count[2]))
             elif text.strip():

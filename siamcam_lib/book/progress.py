@@ -71,7 +71,7 @@ class Line:
 
     @property
     def where(self) -> str:
-        """Which cell is running, in words; cells are counted as papermill does, from 1."""
+        """Which cell is running, in words: there cells are counted from 1."""
         return f"in cell {self.cell[0] + 1} of {self.cell[1]}" if self.cell else "at its start"
 
     def state(self, now: float) -> str:

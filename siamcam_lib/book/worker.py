@@ -22,7 +22,7 @@ SAVE_EVERY = 30
 
 
 class _Sparing(NotebookExecutionManager):
-    """Saves the notebook each half minute and at the end.
+    """Says which cell begins, and saves the notebook each half minute and at the end.
 
     Papermill does so twice a cell, which takes many seconds where figures are large.
     """
@@ -33,6 +33,11 @@ class _Sparing(NotebookExecutionManager):
         if (self.now() - self.last_save_time).total_seconds() >= self.wait:
             super().save(**options)
             self.wait = SAVE_EVERY
+
+    def cell_start(self, cell: Any, cell_index: int | None = None, **options: Any) -> None:
+        if cell_index is not None:
+            print(f"cell {cell_index}/{len(self.nb.cells)}", file=sys.stderr, flush=True)
+        super().cell_start(cell, cell_index, **options)
 
     def notebook_complete(self, **options: Any) -> None:
         self.wait = 0.0
@@ -99,7 +104,7 @@ def execute(job: dict[str, Any], provisioner: str | None = None) -> dict[str, An
             execution_timeout=job["cell_timeout"],
             store_widget_state=True,
             log_output=False,
-            progress_bar=True,
+            progress_bar=False,
         )
     except papermill.PapermillExecutionError as error:
         return {"error": f"cell {_label(target)} failed: {_last_line(error)}."}
