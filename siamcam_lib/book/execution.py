@@ -162,7 +162,7 @@ class Executor:
 
 
 def shared_imports(sources: Collection[Path]) -> list[str]:
-    """What at least half of several notebooks import or take from what they import.
+    """What more than half of several notebooks import or take from what they import.
 
     Args:
         sources: Notebooks; one that cannot be read imports nothing.
