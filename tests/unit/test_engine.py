@@ -80,7 +80,8 @@ class TestPyTorchIsNeeded:
         kept = last.detach().clone()
         last.data.mul_(2)  # behind autograd's back
         assert engine(own, LEAST) is None
-        assert torch.allclose(own.look(pictures), by_torch(own, pictures), rtol=1e-4, atol=1e-5)
+        truth = by_torch(own, pictures)  # with several threads it is rounded otherwise
+        assert (own.look(pictures) - truth).abs().max() < 1e-4 * truth.abs().max()
         assert (own.look(pictures) - before).abs().max() > 1e-3
         last.data.copy_(kept)
         assert torch.equal(own.look(pictures), before)
