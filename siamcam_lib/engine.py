@@ -47,6 +47,12 @@ def engine(net: SiameseNet, side: int) -> Callable[[Tensor], Tensor] | None:
     name = net.config["backbone"]
     if name not in backbones.INSTALLED or side < LEAST or not _as_installed(net.backbone, name):
         return None
+    found, *_ = _installed(name)
+    if any(
+        own.flatten().tolist() != list(torch.tensor(of))
+        for own, of in ((net.mean, found.mean), (net.std, found.std))
+    ):
+        return None
     return _engine(name, side)
 
 

@@ -122,7 +122,7 @@ class Pairs:
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embeddings of changed pictures (m, 3, S, S) in [0, 1]: (m, E) float64, no gradient."""
-        return self.seeing.embed_all(pixels).double().cpu()
+        return self.seeing.embed_all(pixels).cpu().double()
 
     def score(self, e1: Tensor, e2: Tensor) -> Tensor:
         """Similarity of pairs of embeddings, (m, E) twice → (m,)."""

@@ -480,7 +480,7 @@ class Gallery:
 
 def _made_of(rows: Shards, pictures: _Pictures) -> bool:
     """Whether a gallery is of these pictures: by their names, or else by what they show."""
-    if rows.table.get("names") == pictures.names():
+    if pictures.named and rows.table.get("names") == pictures.names():
         return True
     ends = blocks(len(rows), 1024)
     return all(pictures.are(rows.read("key", start, stop), start) for start, stop in ends)

@@ -134,7 +134,7 @@ class TracedSeen(Seen):
 
     @property
     def embedding(self) -> Tensor:  # type: ignore[override]  # noqa: D102
-        return self.output.detach().double().cpu()
+        return self.output.detach().cpu().double()
 
     def weights(self, rows: Tensor, v: Tensor) -> Tensor:  # noqa: D102
         found = torch.zeros(len(rows), self.leaf.shape[1], dtype=torch.float64)
@@ -144,7 +144,7 @@ class TracedSeen(Seen):
             direction = torch.zeros_like(self.output)
             direction[rows[turn]] = v[turn].to(direction)
             gradient = self._pull(direction)
-            found[turn] = gradient[rows[turn]].double().mean(dim=(2, 3)).cpu()
+            found[turn] = gradient[rows[turn]].cpu().double().mean(dim=(2, 3))
             left = sorted(set(left) - set(turn))
         return found
 

@@ -89,6 +89,13 @@ class Pictures(Sequence):
                 )
             )
 
+    @property
+    def named(self) -> bool:
+        """Whether every picture has a name: pictures in memory have none."""
+        return isinstance(self._images, ImageSet) or all(
+            isinstance(value, str | os.PathLike) for value in self._images
+        )
+
     def names(self) -> str:
         """SHA-256 of how many pictures there are and what they are called."""
         total = hashlib.sha256(str(len(self)).encode())

@@ -194,7 +194,8 @@ class SiameseNet(nn.Module):
         Raises:
             ModelError: if the file cannot be written.
         """
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        # clones: a backbone of one's own may hold one tensor under two names
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
         metadata = {"format": FORMAT, "config": json.dumps(self.config)}
         try:
             with whole_file(path) as temporary:

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import logging
+import math
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -118,8 +119,9 @@ def check(
         for name, value in zip(truth, found, strict=True):
             expected = truth[name][rows].numpy()
             largest = float(np.abs(expected).max()) or 1.0
-            far = float(np.abs(value - expected).max()) / largest
-            errors[name] = max(errors.get(name, 0.0), far)
+            same = value.shape == expected.shape
+            far = float(np.abs(value - expected).max()) / largest if same else math.inf
+            errors[name] = float(np.maximum(errors.get(name, 0.0), far))  # NaN stays NaN
     wrong = {name: far for name, far in errors.items() if not far <= tolerance}
     if wrong:
         told = ", ".join(f"{name} by {far:.2g}" for name, far in wrong.items())
@@ -131,11 +133,15 @@ def check(
 
 
 def digest(looking: nn.Module, side: int, more: str = "") -> str:
-    """What a backbone's file depends on: all its numbers, and the size of what it sees.
+    """What a backbone's file depends on: its numbers, its layers and the size of what it sees.
 
     Not their names: a backbone is the same alone and as a part of a larger network.
     """
     total = hashlib.sha256(str(side).encode())
+    pooling = nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity  # of a larger network, behind its maps
+    for part in looking.modules():
+        if not list(part.children()) and not isinstance(part, pooling):
+            total.update(f"{type(part).__name__}({part.extra_repr()})".encode())
     for tensor in looking.state_dict().values():
         total.update(str(tuple(tensor.shape)).encode())
         total.update(tensor.contiguous().numpy().tobytes())
@@ -197,10 +203,9 @@ def resized(model: bytes, side: int) -> bytes:
 def unzips(data: bytes) -> bool:
     """Whether packed data are whole, by their checksum."""
     try:
-        gzip.decompress(data)
+        return bool(gzip.decompress(data))
     except (OSError, EOFError, zlib.error):
         return False
-    return True
 
 
 def session(model: bytes) -> Any:

@@ -63,16 +63,17 @@ def pictures(
         )
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    side = WIDTH / columns
+    told = ["\n".join(map(shown, str(title).split("\n"))) for title in titles or ()]
+    above = max((0.1 + 0.15 * (1 + title.count("\n")) for title in told), default=0)  # inches
     figure, axes = plt.subplots(
-        rows, columns, figsize=(WIDTH, rows * (side + (0.25 if titles else 0))), squeeze=False
+        rows, columns, figsize=(WIDTH, rows * (WIDTH / columns + above)), squeeze=False
     )
     for position, axis in enumerate(axes.flat):
         axis.axis("off")
         if position < len(images):
             axis.imshow(images[position])
-            if titles:
-                axis.set_title(shown(titles[position]), fontsize=9, parse_math=False)
+            if told:
+                axis.set_title(told[position], fontsize=9, parse_math=False)
     return figure
 
 

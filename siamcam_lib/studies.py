@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -134,7 +135,8 @@ def study(
         grouped: As in `sc.pairs.split`. False trains on parts that share groups, which `sc.fit`
             by itself refuses: to measure what the leak is worth.
         progress: Show the progress of each training.
-        options: Of `sc.fit`, for instance ``finetune=True``.
+        options: Of `sc.fit`, for instance ``finetune=True``; in `folder` each seed gets one of its
+            own.
 
     Raises:
         EvaluationError: if there is no seed, or `prepare` changes how many test pictures there are.
@@ -147,7 +149,7 @@ def study(
         >>> made.table().shape
         (4, 2)
     """
-    runs = []
+    runs, folder = [], options.get("folder")
     for seed in seeds:
         start = time.perf_counter()
         parts = _split(images, seed, grouped)
@@ -162,7 +164,8 @@ def study(
             pairs = replace(pairs, images=parts.test)
         model = net()
         known = parts if grouped else forget_groups(parts)
-        done = fit(model, known, seed, progress=progress, **options)
+        own = options | {"folder": Path(folder) / f"seed-{seed}"} if folder else options
+        done = fit(model, known, seed, progress=progress, **own)
         cache = options.get("cache")
         report = evaluate(model, pairs, seed=seed, cache=cache, progress=progress)
         seconds = time.perf_counter() - start

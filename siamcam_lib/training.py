@@ -80,14 +80,17 @@ class Recipe:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise TrainingError(f"{name} is a whole number from {least} on, not {value!r}.")
+            object.__setattr__(self, name, int(value))  # NumPy's own cannot be recorded
         for name in ("learning_rate", "backbone_rate", "weight_decay"):
             value = getattr(self, name)
             if not isinstance(value, int | float | np.floating) or not 0 <= value < math.inf:
                 raise TrainingError(f"{name} is a number from 0 on, not {value!r}.")
+            object.__setattr__(self, name, float(value))
         if not isinstance(self.dropout, int | float | np.floating) or not 0 <= self.dropout < 1:
             raise TrainingError(
                 f"dropout is a share, at least 0 and below 1, not {self.dropout!r}."
             )
+        object.__setattr__(self, "dropout", float(self.dropout))
 
 
 # The default loss needs half of it (validation AUC over three sets and five seeds: .893 and .890);
@@ -204,7 +207,7 @@ def fit(
     progress = progress and ours.first
     augmentation = augmentation or default_augmentation(recipe.crop_size)
     record = {} if folder is None else {
-        "seed": seed, "loss": identity(goal), "augmentation": identity(augmentation),
+        "seed": int(seed), "loss": identity(goal), "augmentation": identity(augmentation),
         "views": [str(view) for view in views],
         "finetune": finetune, "recipe": recipe.__dict__, "processes": ours.count,
         "network": net.config, "backbone's weights": backbone_digest(net),
@@ -248,9 +251,11 @@ def _as_it_was_on_failure(net: SiameseNet) -> Iterator[None]:
     state = {key: value.clone() for key, value in net.state_dict().items()}
     modes = [(module, module.training) for module in net.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
+    device = net.device
     try:
         yield
     except BaseException:
+        net.to(device)  # the trainer may have moved what it trained
         net.load_state_dict(state)
         for module, mode in modes:
             module.training = mode

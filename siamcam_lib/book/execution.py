@@ -121,6 +121,7 @@ class Executor:
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            errors="replace",
             env=self._environment(),
         )
         return _Started(process, process.stdin, process.stdout, process.stderr)
@@ -145,7 +146,10 @@ class Executor:
                 "The process that is forked for every chapter has ended; what it said, if it said "
                 "anything, stands above. Run the same command again."
             )
-        streams = [open(d, mode, encoding="utf-8") for d, mode in zip(ours, "wrr", strict=True)]
+        streams = [
+            open(d, mode, encoding="utf-8", errors="replace")
+            for d, mode in zip(ours, "wrr", strict=True)
+        ]
         return _Started(psutil.Process(pid), *streams)
 
     def _start_forking(self) -> tuple[subprocess.Popen[bytes], socket.socket]:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -302,20 +302,32 @@ def recorded_runs(stage: Path | str) -> list[ChapterRun]:
 
 
 def _wipe(stage: Path, keys: dict[str, str]) -> None:
-    """Empty `stage`, save for executed chapters whose key is the one in `keys`."""
-    kept = []
+    """Empty `stage`, save for executed chapters whose key is the one in `keys`.
+
+    What is kept is never out of its place, so that nothing is lost whenever this is cut off.
+    """
     try:
         recorded = _recorded(stage) if keys else []
     except BookError:  # the record is damaged: nothing can be kept
         recorded = []
+    kept = {
+        run.name: run.path
+        for run in recorded
+        if run.executed and run.key == keys.get(run.name) and run.path.is_file()
+    }
+    if not kept:
+        shutil.rmtree(stage, ignore_errors=True)
+        return
     for run in recorded:
-        if run.executed and run.key == keys.get(run.name) and run.path.is_file():
-            kept.append((run, run.path.read_bytes()))
-    shutil.rmtree(stage, ignore_errors=True)
-    for run, content in kept:
-        run.path.parent.mkdir(parents=True, exist_ok=True)
-        run.path.write_bytes(content)
-        _record(run.name, run, stage, list(keys))
+        if run.name not in kept:
+            _record(run.name, None, stage, list(keys))
+    wanted = {stage / RUNS_FILE, *kept.values()}
+    for path in sorted(stage.rglob("*"), reverse=True):  # what lies in a folder before the folder
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):  # something in it is kept
+                path.rmdir()
+        elif path not in wanted:
+            path.unlink()
 
 
 def _recorded(stage: Path) -> list[ChapterRun]:

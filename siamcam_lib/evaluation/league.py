@@ -5,6 +5,7 @@ Taught in the chapter on measuring explanations. A map is made once, however man
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Measure:
     Attributes:
         title: Its name in tables.
         higher: Whether more is better.
-        of: (pairs, maps) → (B,) values; with `again`, (explainer, pairs, maps) → (B,).
+        of: (pairs, maps) → (B,) values; with `again`, (explainer, pairs, maps, seed=...) → (B,).
         again: Whether changed pictures are explained again, so that the explainer is needed.
     """
 
@@ -67,7 +68,7 @@ MEASURES: dict[str, Measure] = {
     "continuity": Measure(
         "change when shifted by 8 pixels, shifted back",
         False,
-        lambda *given: robustness.continuity(*given, shifts=(8,)).followed[:, 0],
+        lambda *given, seed: robustness.continuity(*given, shifts=(8,), seed=seed).followed[:, 0],
         again=True,
     ),
     "max_sensitivity": Measure(
@@ -76,7 +77,7 @@ MEASURES: dict[str, Measure] = {
     "randomised": Measure(
         "correlation after randomising",
         False,
-        lambda *given: robustness.randomised_layers(*given, stages=2)[:, -1],
+        lambda *given, seed: robustness.randomised_layers(*given, stages=2, seed=seed)[:, -1],
         again=True,
     ),
 }  # fmt: skip
@@ -182,8 +183,9 @@ def league(
         seconds = (perf_counter() - begin) / len(pairs)
         for title, measure in measures.items():
             with _telling(f"The measure {title!r} of the explainer {name!r}"):
-                given = (explainer, pairs, maps) if measure.again else (pairs, maps)
-                found = np.asarray(measure.of(*given), float)
+                # who explains again draws as for the maps at hand
+                draws = functools.partial(measure.of, explainer, seed=seed)
+                found = np.asarray((draws if measure.again else measure.of)(pairs, maps), float)
                 if found.shape != (len(pairs),):
                     raise EvaluationError(f"gave {found.shape}, not one value a pair")
                 mean = mean_interval(found, cluster)

@@ -167,6 +167,6 @@ def _measured(
             "not show the part out."
         )
     maps, size = maps.reshape(-1, *maps.shape[-2:]), masks.shape[-2:]
-    parts = zip(maps.split(AT_ONCE), masks.view(-1, *size).split(AT_ONCE), strict=True)
+    parts = zip(maps.split(AT_ONCE), masks.reshape(-1, *size).split(AT_ONCE), strict=True)
     found = torch.cat([measure(stretched(m, size), mask) for m, mask in parts])
     return found.view(masks.shape[:-2]).double().numpy()

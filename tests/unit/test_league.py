@@ -98,6 +98,15 @@ def test_every_default_measure_gives_a_value_a_pair():
     assert table.loc["continuity", "random"] > table.loc["continuity", "edges"]
 
 
+def test_what_explains_again_draws_the_same_again():
+    asked = {name: MEASURES[name] for name in ("randomised", "continuity")}
+    (one, two) = (league(["random"], some_pairs(), asked, seed=s, progress=False) for s in (0, 7))
+    for found in (one, two):  # it does not depend on the network, so it stays as it is
+        means = found.summary.set_index("measure")["mean"]
+        assert means["randomised"] == pytest.approx(1)
+    assert not one.values.equals(two.values)
+
+
 def test_a_map_is_made_once():
     explainer = Counted()
     league({"ones": explainer}, some_pairs(), QUICK | planted("corner", corner()), progress=False)

@@ -155,6 +155,8 @@ class TestAll:
         found = measure(maps.view(45, 2, 5, 4), torch.from_numpy(masks).view(45, 2, 12, 17))
         assert found.shape == (45, 2) and found.dtype == np.float64
         np.testing.assert_array_equal(found.ravel(), measure(maps, masks))
+        sides = np.ascontiguousarray(masks.reshape(45, 2, 12, 17).swapaxes(0, 1)).swapaxes(0, 1)
+        np.testing.assert_array_equal(found, measure(maps.view(45, 2, 5, 4), sides))
 
     def test_the_mask_itself_is_perfect_and_scale_does_not_matter(self, measure):
         maps, masks = drawn()

@@ -244,6 +244,16 @@ class TestFiles:
         again = sc.SiameseNet.load(path, backbone=Small())
         assert torch.equal(again(batch(), batch(4, 1)), net(batch(), batch(4, 1)))
 
+    def test_one_tensor_under_two_names(self, tmp_path):
+        both = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2), nn.Conv2d(3, 3, 3, stride=2))
+        both[1].weight = both[0].weight
+        net = sc.SiameseNet(both, 4, image_size=32).eval()
+        net.save(tmp_path / "m.safetensors")
+        other = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2), nn.Conv2d(3, 3, 3, stride=2))
+        again = sc.SiameseNet.load(tmp_path / "m.safetensors", backbone=other)
+        a, b = batch(2, size=32), batch(2, 1, size=32)
+        assert torch.equal(again(a, b), net(a, b))
+
     def test_a_save_that_fails_leaves_the_old_file(self, tmp_path, named, monkeypatch):
         path = tmp_path / "m.safetensors"
         named.save(path)

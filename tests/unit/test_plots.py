@@ -82,6 +82,16 @@ def test_pictures_carry_their_titles() -> None:
     assert [axis.get_title() for axis in figure.axes] == ["a rose", "a tulip"]
 
 
+def test_titles_of_several_lines_get_the_room_they_need() -> None:
+    heights = []
+    for text in ("a rose", "a rose\nred\x07"):
+        figure = plots.pictures([_picture()], [text])
+        assert figure.axes[0].get_title() == text.replace("\x07", "\ufffd")
+        heights.append(figure.get_size_inches()[1])
+        plt.close(figure)
+    assert heights[1] - heights[0] == pytest.approx(0.15)
+
+
 @pytest.mark.parametrize(
     ("count", "titles", "said"),
     [(0, None, "0 pictures"), (2, ["one"], "2 pictures and 1 titles"), (1, [], "1 pictures and 0")],

@@ -145,6 +145,13 @@ class TestEvidence:
         dissimilar = evidence([explained(raw, raw, y=0.8)], np.zeros(1, int)).mean
         assert similar[:20].sum() == pytest.approx(1) and dissimilar[20:].sum() == pytest.approx(1)
 
+    def test_a_spot_that_its_neighbours_outweigh_adds_nothing(self):
+        spot = np.full((7, 7), -1.0)
+        spot[3, 3] = 1e-3
+        even = np.ones((7, 7))
+        rests = evidence([explained(spot, even)], np.zeros(1, int))
+        assert rests.blank == 0 and rests.mean == pytest.approx(np.full((40, 40), 1 / 1600))
+
     def test_blank_maps_are_counted_and_left_out(self):
         one, none = np.ones((2, 2)), -np.ones((2, 2))
         rests = evidence([explained(one, none), explained(none, none)], np.arange(2))

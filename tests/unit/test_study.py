@@ -84,6 +84,15 @@ def test_prepared_parts_are_judged_on_the_same_pairs(images, cache, made):
     assert np.concatenate(changed).any()
 
 
+def test_each_seed_keeps_its_checkpoints_apart(images, cache, made, tmp_path):
+    options = {"net": net, "recipe": QUICK, "cache": cache, "folder": tmp_path / "kept"}
+    again = [sc.study(images, range(3, 5), **options) for _ in range(2)]  # the second takes them up
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["seed-3", "seed-4"]
+    for study in again:
+        assert study.table().equals(made.table())
+    assert [run.fit.resumed_at for run in again[1].runs] == [2, 2]
+
+
 def test_ungrouped_splits_are_passed_on(images, cache):
     made = sc.study(images, [0], net=net, recipe=QUICK, cache=cache, grouped=False)
     split = sc.pairs.split(images, 0, grouped=False)
