@@ -480,10 +480,15 @@ class Gallery:
 
 def _made_of(rows: Shards, pictures: _Pictures) -> bool:
     """Whether a gallery is of these pictures: by their names, or else by what they show."""
-    if pictures.named and rows.table.get("names") == pictures.names():
+    same = rows.table.get("names") == pictures.names()
+    if same and pictures.named:
         return True
-    ends = blocks(len(rows), 1024)
-    return all(pictures.are(rows.read("key", start, stop), start) for start, stop in ends)
+    for start, stop in blocks(len(rows), 1024):
+        keys = rows.read("key", start, stop)
+        known = keys.any()  # where nobody has noted what they show, there are only the names
+        if not (pictures.are(keys, start) if known else same):
+            return False
+    return True
 
 
 class _PairOf(Sequence):

@@ -113,10 +113,10 @@ def scores(report: Report, axis: Axes | None = None) -> Axes:
         values = report.score[report.label == label]
         axis.hist(values, bins.tolist(), color=colour, alpha=0.6)
         axis.annotate(
-            f"{name} pairs", (label, 1), (0, -2), xycoords="axes fraction",
+            f"{name} pairs", (label, 1), (4 - 8 * label, -2), xycoords="axes fraction",
             textcoords="offset points", ha=("left", "right")[label], va="top", color=colour,
         )  # fmt: skip
-    axis.axvline(report.threshold, color=NEUTRAL, linestyle="--")
+    axis.axvline(report.threshold, ymax=0.86, color=NEUTRAL, linestyle="--")  # below the names
     axis.annotate(
         f" threshold {report.threshold:.2f}", (report.threshold, 0.86),
         xycoords=("data", "axes fraction"), va="top", color=NEUTRAL, fontsize=9,
