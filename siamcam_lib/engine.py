@@ -49,7 +49,7 @@ def engine(net: SiameseNet, side: int) -> Callable[[Tensor], Tensor] | None:
         return None
     found, *_ = _installed(name)
     if any(
-        own.flatten().tolist() != list(torch.tensor(of))
+        own.flatten().tolist() != torch.tensor(of).tolist()
         for own, of in ((net.mean, found.mean), (net.std, found.std))
     ):
         return None
