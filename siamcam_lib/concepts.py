@@ -27,7 +27,7 @@ from siamcam_lib.backbones import evaluating
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import ExplanationError
-from siamcam_lib.features import VIEWS, backbone_digest, feature_keys
+from siamcam_lib.features import VIEWS, backbone_digest, feature_keys, rows_of_looks
 from siamcam_lib.model import SiameseNet
 from siamcam_lib.pairs import all_pairs
 
@@ -348,10 +348,10 @@ def feature_maps(
         for start in range(0, len(images), batch_size):
             batch = [images.image(i) for i in range(start, min(start + batch_size, len(images)))]
             batch = [ImageOps.mirror(picture) for picture in batch] if mirrored else batch
-            maps = net.look(net.to_tensor(batch).to(net.device))
-            pooled = maps.mean(dim=(2, 3)).float().cpu().numpy()
-            cache.put(dict(zip(keys[start : start + batch_size], pooled, strict=True)))
-            found.append(maps.half().cpu())
+            looks = net.each_look(net.to_tensor(batch).to(net.device))
+            rows = rows_of_looks(looks)
+            cache.put(dict(zip(keys[start : start + batch_size], rows, strict=True)))
+            found.append(net.joined(looks).half().cpu())
     # a copy made outside inference mode, so that it may be used where gradients are taken
     return torch.cat(found).clone()
 
@@ -388,7 +388,8 @@ class HeldFeatures(FeatureCache):
                     f"View {view!r} has features {tuple(rows.shape)} for {len(images)} pictures."
                 )
             keys = feature_keys(model, view, images)
-            self._held |= dict(zip(keys, rows.float().numpy(), strict=True))
+            alike = rows.float().repeat(1, net.looks)  # every look has the mean of all
+            self._held |= dict(zip(keys, alike.numpy(), strict=True))
 
     def get(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         """Those of `keys` that are held."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from siamcam_lib import backbones
+from siamcam_lib.crops import FiveLooks
 from siamcam_lib.errors import ModelError
 from siamcam_lib.onnx_files import Normalised, digest, packed, session
 
@@ -28,11 +29,11 @@ LEAST = 160
 
 
 def engine(net: SiameseNet, side: int) -> Callable[[Tensor], Tensor] | None:
-    """What looks at pictures of `side` pixels as `net.feature_maps` does, and sooner.
+    """What looks once at pictures of `side` pixels as the network's backbone does, and sooner.
 
     Args:
         net: In evaluation mode.
-        side: Of the pictures, which are square.
+        side: Of what is looked at, which is square.
 
     Returns:
         (B, 3, side, side) float32 in [0, 1] → (B, K, h, w), within
@@ -44,8 +45,12 @@ def engine(net: SiameseNet, side: int) -> Callable[[Tensor], Tensor] | None:
         >>> engine(SiameseNet("resnet18", pretrained=False), 224) is None
         True
     """
-    name = net.config["backbone"]
-    if name not in backbones.INSTALLED or side < LEAST or not _as_installed(net.backbone, name):
+    name, backbone = net.config["backbone"], net.backbone
+    if isinstance(backbone, FiveLooks):
+        if backbone.training or listened_to(backbone):
+            return None
+        backbone = backbone.inner
+    if name not in backbones.INSTALLED or side < LEAST or not _as_installed(backbone, name):
         return None
     found, *_ = _installed(name)
     if any(
@@ -56,10 +61,14 @@ def engine(net: SiameseNet, side: int) -> Callable[[Tensor], Tensor] | None:
     return _engine(name, side)
 
 
+def listened_to(part: nn.Module) -> bool:
+    """Whether somebody has hooked into a module's forward pass."""
+    return bool(part._forward_hooks or part._forward_pre_hooks)
+
+
 def _as_installed(backbone: nn.Module, name: str) -> bool:
     """Whether a backbone does what the installed one does, and nobody listens to its layers."""
-    parts = list(backbone.modules())
-    if any(part.training or part._forward_hooks or part._forward_pre_hooks for part in parts):
+    if any(part.training or listened_to(part) for part in backbone.modules()):
         return False
     _, numbers, settings = _installed(name)
     own = backbone.state_dict()

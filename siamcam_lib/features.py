@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from siamcam_lib.backbones import evaluating
 from siamcam_lib.cache import FeatureCache
+from siamcam_lib.crops import SHARE
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import CacheError, DataError
 from siamcam_lib.files import shown
@@ -71,7 +72,10 @@ def backbone_digest(net: SiameseNet) -> str:
     Of a backbone of one's own also what it does with its weights: its parts, their settings and the
     code of their ``forward``.
     """
-    total = hashlib.sha256(f"{net.config['backbone']} {net.image_size}".encode())
+    told = f"{net.config['backbone']} {net.image_size}"
+    if net.looks > 1:
+        told += f" {net.looks} looks, corners of {SHARE}"
+    total = hashlib.sha256(told.encode())
     if net.config["backbone"] == "custom":
         total.update(json.dumps(workings(net.backbone)).encode())
     for tensor in (net.mean, net.std, *net.backbone.state_dict().values()):
@@ -124,7 +128,7 @@ def pooled_features(
         progress: Show a progress bar while images are computed.
 
     Returns:
-        (n, K) float32 on the CPU.
+        (n, K) float32 on the CPU; of several looks their mean.
 
     Raises:
         CacheError: if the cache cannot be read or written.
@@ -140,6 +144,21 @@ def pooled_features(
         >>> pooled_features(net, images, cache=cache, progress=False).shape
         torch.Size([10, 512])
     """
+    return looks_pooled(
+        net, images, view=view, cache=cache, batch_size=batch_size, progress=progress
+    ).mean(dim=1)
+
+
+def looks_pooled(
+    net: SiameseNet,
+    images: ImageSet,
+    *,
+    view: str | View = "plain",
+    cache: FeatureCache | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> torch.Tensor:
+    """As `pooled_features`, each look by itself: (n, looks, K)."""
     if not isinstance(view, View) and view not in VIEWS:
         raise DataError(f"There is no view {view!r}; choose one of {VIEWS}, or give a View.")
     cache = cache or FeatureCache()
@@ -163,19 +182,33 @@ def pooled_features(
             if rest := [slot for slot in part if slot[0] not in fresh]:
                 squares = [_square(images, i, view, net.image_size) for _, i in rest]
                 batch = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
-                maps = net.look(batch.to(net.device).float() / 255)
-                rows = maps.mean(dim=(2, 3)).float().cpu().numpy()
+                rows = rows_of_looks(net.each_look(batch.to(net.device).float() / 255))
                 made = {key: row for (key, _), row in zip(rest, rows, strict=True)}
                 cache.put(made)
                 fresh.update(made)
             known.update(fresh)
             bar.update(len(part))
-    if any(row.shape != (net.projection.in_features,) for row in known.values()):
+    channels = net.projection.in_features
+    if any(row.shape != (net.looks * channels,) for row in known.values()):
         raise CacheError(
             f"The feature cache {cache.path} holds vectors of other lengths than this network's; "
             "it is damaged: delete it."
         )
-    return torch.from_numpy(np.stack([known[key] for key in keys]))
+    found = torch.from_numpy(np.stack([known[key] for key in keys]))
+    return found.unflatten(1, (net.looks, channels))
+
+
+def rows_of_looks(maps: Sequence[torch.Tensor]) -> np.ndarray:
+    """What a cache keeps of pictures: the pooled features of each look, one after the other.
+
+    Args:
+        maps: Of each look, (B, K, h, w).
+
+    Returns:
+        (B, looks·K) float32.
+    """
+    pooled = torch.cat([own.mean(dim=(2, 3)) for own in maps], dim=1)
+    return pooled.float().cpu().numpy()
 
 
 class Looks:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from siamcam_lib import backbones
+from siamcam_lib.crops import FiveLooks
 from siamcam_lib.engine import engine
 from siamcam_lib.errors import ModelError
 from siamcam_lib.files import whole_file
@@ -51,9 +52,12 @@ class SiameseNet(nn.Module):
             loss that `fit` takes by default asks; ``normalize=False`` gives the paper's network.
         image_size: Images are resized to this many pixels, square, before they are looked at.
         pretrained: Take the backbone's ImageNet weights.
+        looks: 1, or 5 for the whole picture and its four corners, see `FiveLooks`: surer, and five
+            times as dear. Each look sees 0.7 of `image_size`, so give 320 where one look has 224.
 
     Raises:
-        ModelError: if the backbone is unknown or gives no feature map, or a size is not positive.
+        ModelError: if the backbone is unknown or gives no feature map, a size is not positive, or
+            there is no such number of looks.
 
     Example:
         >>> net = SiameseNet("resnet18", embed_dim=8, pretrained=False, image_size=64).eval()
@@ -62,6 +66,7 @@ class SiameseNet(nn.Module):
         torch.Size([5])
     """
 
+    backbone: nn.Module
     mean: Tensor
     std: Tensor
     _threshold: Tensor
@@ -74,8 +79,11 @@ class SiameseNet(nn.Module):
         normalize: bool = True,
         image_size: int = 224,
         pretrained: bool = True,
+        looks: int = 1,
     ) -> None:
         super().__init__()
+        if looks not in (1, 5) or isinstance(looks, bool):
+            raise ModelError(f"A network looks 1 or 5 times at a picture, not {looks!r} times.")
         for name, value in (("embed_dim", embed_dim), ("image_size", image_size)):
             if not isinstance(value, int) or value < 1:
                 raise ModelError(f"{name} must be a positive whole number, not {value!r}.")
@@ -91,6 +99,9 @@ class SiameseNet(nn.Module):
         }
         # Convolutions on the CPU take half the time where channels lie innermost in memory.
         self.backbone = found.module.to(memory_format=torch.channels_last)
+        if looks == 5:
+            self.backbone = FiveLooks(self.backbone)
+            self.config["looks"] = looks  # unsaid where it is one, as before there was a choice
         self.projection = nn.Linear(found.channels, embed_dim)  # W (E, K), b (E,)
         self.output = nn.Linear(1, 1)  # w_y and c of the sigmoid
         nn.init.ones_(self.output.weight)
@@ -108,6 +119,11 @@ class SiameseNet(nn.Module):
     def image_size(self) -> int:
         """Side of the square the network looks at, in pixels."""
         return self.config["image_size"]
+
+    @property
+    def looks(self) -> int:
+        """How often the network looks at a picture: once, or five times."""
+        return self.config.get("looks", 1)
 
     @property
     def threshold(self) -> float:
@@ -135,8 +151,12 @@ class SiameseNet(nn.Module):
 
     def feature_maps(self, images: Tensor) -> Tensor:
         """A, the backbone's last feature map: (B, 3, H, W) in [0, 1] → (B, K, h, w)."""
+        return self.backbone(self._scaled(images))
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        """Pixels as the backbone takes them."""
         scaled = (images - self.mean) / self.std
-        return self.backbone(scaled.contiguous(memory_format=torch.channels_last))
+        return scaled.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def look(self, images: Tensor) -> Tensor:
@@ -145,13 +165,31 @@ class SiameseNet(nn.Module):
         On a CPU by `siamcam_lib.engine` where it can. The network must be in evaluation mode: in
         training mode images of a batch depend on each other.
         """
+        return self.joined(self.each_look(images))
+
+    def joined(self, maps: list[Tensor]) -> Tensor:
+        """One feature map of those of `each_look`: (B, K, h, w) each → (B, K, H, W)."""
+        return self.backbone.join(maps) if isinstance(self.backbone, FiveLooks) else maps[0]
+
+    @torch.inference_mode()
+    def each_look(self, images: Tensor) -> list[Tensor]:
+        """The feature map of each look at images, as `look` does it: (B, K, h, w) each."""
+        backbone, seen = self.backbone, [images]
+        if isinstance(backbone, FiveLooks):
+            seen = backbone.cut(images)
+            backbone = backbone.inner
+        height, width = seen[0].shape[2:]
+
+        def plain(pixels: Tensor) -> Tensor:
+            return backbone(self._scaled(pixels))
+
         if self.device.type != "cpu":
-            return self.feature_maps(images)
-        height, width = images.shape[2:]
+            return [plain(pixels) for pixels in seen]
         quick = engine(self, width) if height == width and images.dtype == torch.float32 else None
         # Even parts, none of them of a single image, which is rounded otherwise than several are.
-        parts = images.tensor_split(-(-len(images) // AT_ONCE))
-        return torch.cat(_side_by_side(quick or self.feature_maps, parts))
+        parts = [pixels.tensor_split(-(-len(images) // AT_ONCE)) for pixels in seen]
+        maps = _side_by_side(quick or plain, [part for own in parts for part in own])
+        return list(torch.cat(maps).split(len(images)))
 
     def activation(self, pooled: Tensor) -> Tensor:
         """ReLU(W g + b), before any scaling to unit length: (B, K) → (B, E)."""
@@ -268,7 +306,7 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
         config = json.loads(metadata["config"])
         settings = {"backbone", "embed_dim", "normalize", "image_size"}
-        if not isinstance(config, dict) or set(config) != settings:
+        if not isinstance(config, dict) or set(config) - {"looks"} != settings:
             raise ValueError(f"configuration {config}")
         if not isinstance(config["backbone"], str):
             raise ValueError(f"backbone {config['backbone']!r}")

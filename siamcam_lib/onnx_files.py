@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from siamcam_lib.crops import FiveLooks
 from siamcam_lib.errors import CacheError, ModelError
 from siamcam_lib.files import cache_home, kept
 
@@ -140,7 +141,8 @@ def digest(looking: nn.Module, side: int, more: str = "") -> str:
     total = hashlib.sha256(str(side).encode())
     pooling = nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity  # of a larger network, behind its maps
     for part in looking.modules():
-        if not list(part.children()) and not isinstance(part, pooling):
+        several = isinstance(part, FiveLooks)
+        if several or not (list(part.children()) or isinstance(part, pooling)):
             total.update(f"{type(part).__name__}({part.extra_repr()})".encode())
     for tensor in looking.state_dict().values():
         total.update(str(tuple(tensor.shape)).encode())

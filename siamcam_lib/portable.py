@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from siamcam_lib import npm
-from siamcam_lib.embedder import Embedder, Explainable, as_explainable
+from siamcam_lib.embedder import Embedder, Explainable, SiameseEmbedder, as_explainable
 from siamcam_lib.errors import GalleryError
 from siamcam_lib.exporting import parts, pooled_head
 from siamcam_lib.files import cache_home, kept, shown
@@ -48,7 +48,7 @@ class Offer:
     Attributes:
         name: What readers choose it by.
         about: Its ``digest``, ``backbone`` (key of its file), ``side`` of the pictures it sees,
-            ``how`` it compares, ``threshold``, ``relu``, ``units`` E and ``channels`` K.
+            ``how`` it compares, ``threshold``, ``relu``, ``units`` E, ``channels`` K and ``looks``.
         head: Weight, half precision (E, K), and bias, float32 (E,), one after the other as
             little-endian bytes; empty where features are compared as they are.
         source: Name of the installed backbone that this is, unchanged; None for any other.
@@ -104,6 +104,7 @@ def offer(net: Any, name: str) -> Offer:
     about = {
         "digest": seeing.digest(), "backbone": key, "side": seeing.image_size, "how": how,
         "threshold": seeing.threshold, "relu": head.relu, "units": units, "channels": channels,
+        "looks": _looks(seeing),
     }  # fmt: skip
     return Offer(shown(name), about, data, _source(seeing, key), seeing)
 
@@ -219,13 +220,22 @@ def _key(seeing: Explainable) -> str:
     return digest(backbone, seeing.image_size, ends_with)
 
 
+def _looks(seeing: Explainable) -> int:
+    """How often a network looks at a picture; any module but ours does so once."""
+    return seeing.net.looks if isinstance(seeing, SiameseEmbedder) else 1
+
+
+def _untrained(name: str, side: int, looks: int) -> SiameseNet:
+    return SiameseNet(name, embed_dim=1, image_size=side, looks=looks)
+
+
 def _source(seeing: Explainable, key: str) -> str | None:
     """The installed backbone that this one is, if it is one."""
     from siamcam_lib.backbones import INSTALLED
 
     count = sum(p.numel() for p in seeing.target.parameters())
     for name in INSTALLED:
-        net = SiameseNet(name, embed_dim=1, image_size=seeing.image_size)
+        net = _untrained(name, seeing.image_size, _looks(seeing))
         if sum(p.numel() for p in net.backbone.parameters()) == count:
             return name if _key(as_explainable(net)) == key else None
     return None
@@ -235,7 +245,7 @@ def _backbone(one: Offer) -> bytes:
     """The file of an offer's backbone, packed."""
     seeing = one.seeing
     if seeing is None:
-        net = SiameseNet(one.source or "", embed_dim=1, image_size=one.about["side"])
+        net = _untrained(one.source or "", one.about["side"], one.about.get("looks", 1))
         seeing = as_explainable(net)
     if _key(seeing) != one.about["backbone"]:
         raise GalleryError(

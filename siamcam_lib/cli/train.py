@@ -32,16 +32,18 @@ Examples:
 @click.option("-o", "--output", type=PATH, required=True, help="Weights file, .safetensors.")
 @seed
 @click.option("--finetune", is_flag=True, help="Train the backbone too; wants a GPU.")
-@click.option("--epochs", type=click.IntRange(1), metavar="N", help="30, or 8 with --finetune.")
+@click.option("--epochs", type=click.IntRange(1), metavar="N", help="10, or 8 with --finetune.")
 @click.option("--backbone", default="efficientnet_lite0", show_default=True, help="By its name.")
-@click.option("--image-size", type=click.IntRange(32, 2048), metavar="N", default=224,
-              show_default=True, help="Side in pixels of the squares looked at.")  # fmt: skip
+@click.option("--image-size", type=click.IntRange(32, 2048), metavar="N",
+              help="Side of pictures in pixels; 224, or 320 with five looks.")  # fmt: skip
+@click.option("--looks", type=click.Choice(["1", "5"]), default="1", show_default=True,
+              help="5: also at the corners; surer, and five times as long.")  # fmt: skip
 @click.option("--checkpoints", type=PATH, help="Folder to resume from after an interruption.")
 @skip
 @as_json
 def train(
     folder: str, output: Path, seed: int, finetune: bool, epochs: int | None, backbone: str,
-    image_size: int, checkpoints: Path | None, skip: bool, as_json: bool,
+    image_size: int | None, looks: str, checkpoints: Path | None, skip: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Learn from FOLDER what counts as similar: two pictures of one class.
 
@@ -60,7 +62,8 @@ def train(
 
         ours = processes()
         parts = sc.pairs.split(images, seed)
-        net = sc.SiameseNet(backbone, image_size=image_size)
+        size = image_size or {"1": 224, "5": 320}[looks]
+        net = sc.SiameseNet(backbone, image_size=size, looks=int(looks))
         recipe = sc.FINETUNE if finetune else sc.FROZEN
         recipe = replace(recipe, epochs=epochs or recipe.epochs)
         fit = sc.fit(net, parts, seed, finetune=finetune, recipe=recipe, folder=checkpoints,
