@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor
 from torch.nn.functional import pdist  # distances in the order of `batch_pairs`
 
@@ -81,6 +80,41 @@ def hardest(values: Tensor, label: Tensor, fraction: float) -> Tensor:
     return torch.cat(chosen)
 
 
+def supervised_contrastive(e: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
+    r"""Supervised contrastive loss of a batch: of all others, which are of my class?
+
+    .. math:: L = -\operatorname{mean}_i \frac{1}{|P(i)|} \sum_{p \in P(i)} \log
+              \frac{\exp(e_i \cdot e_p / \tau)}{\sum_{k \ne i} \exp(e_i \cdot e_k / \tau)}
+
+    P(i) are the other images of the class of image i; images without any are left out. Khosla et
+    al. 2020 (eq. 2, arXiv:2004.11362).
+
+    Args:
+        e: Embeddings of unit length, (B, E).
+        labels: (B,) class of each image.
+        temperature: τ.
+
+    Returns:
+        A scalar; 0 where the batch has no similar or no dissimilar pair.
+
+    Example:
+        >>> e = torch.eye(2)[[0, 0, 1, 1]]
+        >>> right, wrong = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]])
+        >>> bool(supervised_contrastive(e, right) < supervised_contrastive(e, wrong))
+        True
+    """
+    itself = torch.eye(len(e), dtype=torch.bool, device=e.device)
+    same = labels[:, None] == labels
+    similar = same & ~itself
+    partners = similar.sum(dim=1)
+    if not bool(partners.any()) or bool(same.all()):
+        return 0 * e.sum()
+    logits = (e @ e.T / temperature).masked_fill(itself, -torch.inf)
+    share = logits.log_softmax(dim=1).masked_fill(~similar, 0)  # (B, B)
+    anchors = partners > 0
+    return -(share.sum(dim=1)[anchors] / partners[anchors]).mean()
+
+
 @dataclass(frozen=True)
 class Objective:
     """What training minimises.
@@ -125,8 +159,7 @@ def _margin_mined(net: SiameseNet, e: Tensor, labels: Tensor, progress: float) -
 
 
 def _supervised_contrastive(net: SiameseNet, e: Tensor, labels: Tensor, progress: float) -> Tensor:
-    # Khosla et al. 2020 (eq. 2, arXiv:2004.11362); the temperature is the usual 0.1.
-    return SupConLoss(temperature=0.1)(e, labels)
+    return supervised_contrastive(e, labels)
 
 
 OBJECTIVES = {

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytorch_metric_learning.losses import SupConLoss
 from torch import nn
 
 from siamcam_lib.errors import TrainingError
@@ -19,6 +20,7 @@ from siamcam_lib.losses import (
     contrastive,
     hardest,
     objective,
+    supervised_contrastive,
 )
 from siamcam_lib.model import SiameseNet
 
@@ -210,6 +212,27 @@ class TestObjectives:
         loss.backward()
         assert loss.item() == 0
         assert not e.grad.any()
+
+    @settings(max_examples=25, deadline=None)
+    @given(
+        labels=st.lists(st.integers(0, 3), min_size=2, max_size=12), seed=st.integers(0, 10**6),
+        temperature=st.floats(0.05, 1),
+    )  # fmt: skip
+    def test_supervised_contrastive_is_that_of_pytorch_metric_learning(
+        self, labels, seed, temperature
+    ):
+        drawn = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(seed)).double()
+        e = nn.functional.normalize(drawn, dim=1).requires_grad_()
+        classes = torch.tensor(labels)
+        values = [
+            supervised_contrastive(e, classes, temperature),
+            SupConLoss(temperature=temperature)(e, classes),
+        ]
+        torch.testing.assert_close(*values)
+        along = [torch.autograd.grad(value, e, retain_graph=True)[0] for value in values]
+        # theirs scales to unit length itself, so that only what lies across an embedding is left
+        across = [own - (own * e).sum(dim=1, keepdim=True) * e for own in along]
+        torch.testing.assert_close(*across)
 
     @pytest.mark.parametrize("name", OBJECTIVES)
     def test_gradients_agree_with_differences(self, net, name):

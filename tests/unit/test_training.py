@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pytorch_metric_learning.losses import SupConLoss
 from torch import nn
 from torchvision.transforms import v2
 
@@ -698,7 +699,7 @@ KNOWN = losses.OBJECTIVES["supervised_contrastive"]
 
 def of_temperature(temperature):
     def loss(net, e, labels, progress):
-        return losses.SupConLoss(temperature=temperature)(e, labels)
+        return SupConLoss(temperature=temperature)(e, labels)
 
     return replace(KNOWN, loss=loss)
 
@@ -813,7 +814,7 @@ SETTINGS = {
                 lambda: Chosen(1), lambda: Chosen(2), lambda: Path("a"), lambda: Path("b"),
                 lambda: Blur, lambda: Chosen, lambda: np, lambda: Blur(1).__call__],
     "weights": [lambda: Tiny(0), lambda: Tiny(1), lambda: Tiny(0).layers],
-    "losses": [lambda: losses.SupConLoss(0.1), lambda: losses.SupConLoss(0.2),
+    "losses": [lambda: SupConLoss(0.1), lambda: SupConLoss(0.2),
                lambda: losses.OBJECTIVES["paper"], lambda: losses.OBJECTIVES["margin"]],
 }  # fmt: skip
 
