@@ -311,8 +311,9 @@ AXE = {
     "sha512": "Xm7bpRXnDSX2YE2YFfBk2FnF0ep6tmG7xPh8iHee8MIcrgq762Nkce856dYtJYLk"
     "uIoYZvGfTs/PbZhideTcEg==",
 }
-VIOLATIONS = """async (within) => {
-  const { violations } = await axe.run(within, { preload: false, resultTypes: ["violations"] });
+VIOLATIONS = """async ([within, rules]) => {
+  const options = { preload: false, resultTypes: ["violations"], ...(rules && { runOnly: rules }) };
+  const { violations } = await axe.run(within, options);
   return violations.filter(({ impact }) => ["serious", "critical"].includes(impact))
     .map(({ id, nodes }) => [id, nodes.slice(0, 3).map(({ html }) => html.slice(0, 150))]);
 }"""
@@ -320,7 +321,7 @@ VIOLATIONS = """async (within) => {
 
 @pytest.fixture(scope="session")
 def violations(tmp_path_factory) -> Callable[..., list]:
-    """Lists serious and critical violations that axe-core finds within a part of a page."""
+    """Lists serious and critical violations of all rules, or some, within a part of a page."""
     try:
         packed = archive(AXE, archives())
     except BookError as error:
@@ -331,8 +332,8 @@ def violations(tmp_path_factory) -> Callable[..., list]:
     folder = tmp_path_factory.mktemp("axe")
     (script,) = unpack(packed, {"package/axe.min.js": "axe.min.js"}, folder)
 
-    def violations(page: Page, within: str) -> list:
+    def violations(page: Page, within: str, rules: list[str] | None = None) -> list:
         page.evaluate(script.read_text("utf-8"))
-        return page.evaluate(VIOLATIONS, within)
+        return page.evaluate(VIOLATIONS, [within, rules])
 
     return violations

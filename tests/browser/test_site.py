@@ -20,6 +20,8 @@ from siamcam_lib.book import build
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(4800)]
 
 ROOT = Path(__file__).resolve().parents[2]
+COLOURS = ["color-contrast", "link-in-text-block"]
+"""What axe-core judges by colours; all else is the same by night as by day."""
 NARROW, WIDE = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 # All that a page must show, read in one go.
 LOOK = """() => {
@@ -127,13 +129,13 @@ def visit(page: Page, url: str, base: str, shots: dict[str, Path], read: Callabl
     return seen
 
 
-def whole_page(page: Page, violations: Callable) -> list:
+def whole_page(page: Page, violations: Callable, rules: list[str] | None = None) -> list:
     """What axe-core finds on a page, of whose highlighted code it sees a word of each kind.
 
     The page is not the same afterwards.
     """
     page.evaluate(THIN_OUT)
-    return violations(page, "html")
+    return violations(page, "html", rules)
 
 
 @pytest.fixture(scope="session", params=[("http", "light"), ("file", "dark")], ids="-".join)
@@ -142,10 +144,11 @@ def visits(request, browser, serve, site, executed, violations) -> dict[str, Vis
     way, mode = request.param
 
     def read(page: Page, explorers: int) -> list:
-        """All of a page with scenes; with photographs, what differs: its explorers."""
+        """All of a page with scenes; with photographs its explorers; by night the colours."""
+        rules = COLOURS if mode == "dark" else None
         if executed.kind == "scenes":
-            return whole_page(page, violations)
-        return violations(page, ".siamcam-explorer") if explorers else []
+            return whole_page(page, violations, rules)
+        return violations(page, ".siamcam-explorer", rules) if explorers else []
 
     pages = sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html"))
     pages = [p for p in pages if not p.startswith("_static/") and p != "index.html"]
@@ -254,9 +257,10 @@ def test_a_violation_of_a_page_would_be_found(browser, site, violations):
     page.evaluate("document.querySelector('.bd-article p').style.color = '#ddd'")
     page.add_style_tag(content="html .bd-article pre .kn { color: #eee !important }")
     assert page.locator("pre .kn").count() > 3
-    ((rule, places),) = whole_page(page, violations)
-    assert rule == "color-contrast"
-    assert sorted('<span class="kn"' in place for place in places) == [False, True]
+    for rules in (None, COLOURS):
+        ((rule, places),) = whole_page(page, violations, rules)
+        assert rule == "color-contrast"
+        assert sorted('<span class="kn"' in place for place in places) == [False, True]
     page.close()
 
 
