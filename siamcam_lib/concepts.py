@@ -360,7 +360,8 @@ class HeldFeatures(FeatureCache):
     """Pooled features in memory, given to `sc.fit` and `sc.evaluate` in place of the cache.
 
     What a network would see had its feature maps been changed: the backbone is not run for
-    pictures that are held here.
+    pictures that are held here. A network of several looks gets the same from each of them, so that
+    a head learns from fewer views than it would without.
 
     Args:
         net: The network whose features are replaced.

@@ -1,13 +1,14 @@
 r"""`FiveLooks`: a backbone that sees a picture as a whole and, nearer, each of its corners.
 
-Taught in the Flowers chapter. One look is a matter of luck: a flower may be small in it, or
-squeezed. The mean of five looks is steadier, and costs five times as much. Their feature maps are
-joined into one, so that everything that holds for a feature map, the closed form of chapter 4 first
-of all, holds for five looks too, and exactly.
+Taught in the Flowers chapter. In one look at a picture a flower may be small. Five looks show it
+nearer, and cost five times as much. Their feature maps are joined into one, so that everything that
+holds for a feature map, the closed form of chapter 4 first of all, holds for five looks too, and
+exactly.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +30,9 @@ class FiveLooks(nn.Module):
     feature of the joined map is the mean of the five pooled features: nothing is lost by joining.
 
     In training mode a picture is looked at once: there random crops take the place of the looks.
+
+    Whoever explains by hooks, with captum say, takes this module as the layer. `inner` runs five
+    times for a picture, and a hook in it may keep the last corner alone.
 
     Args:
         inner: (B, 3, s, s) → (B, K, h, w).
@@ -88,11 +92,10 @@ def _lying(parts: int, start: float, end: float, places: int) -> Tensor:
         >>> _lying(2, 0, 1, 4)[:, 0].tolist()
         [0.5, 0.5, 0.0, 0.0]
     """
-    edges = torch.linspace(start, end, parts + 1, dtype=torch.float64)
-    grid = torch.linspace(0, 1, places + 1, dtype=torch.float64)
-    upper = torch.minimum(edges[None, 1:], grid[1:, None])
-    lower = torch.maximum(edges[None, :-1], grid[:-1, None])
-    return (upper - lower).clamp(min=0) * parts / (end - start)
+    edges, grid = np.linspace(start, end, parts + 1), np.linspace(0, 1, places + 1)
+    upper = np.minimum(edges[None, 1:], grid[1:, None])
+    lower = np.maximum(edges[None, :-1], grid[:-1, None])
+    return torch.from_numpy((upper - lower).clip(min=0) * parts / (end - start))
 
 
 def _moved(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from siamcam_lib.backbones import evaluating
 from siamcam_lib.cache import FeatureCache
-from siamcam_lib.crops import SHARE
+from siamcam_lib.crops import SHARE, FiveLooks
 from siamcam_lib.datasets import ImageSet
 from siamcam_lib.errors import CacheError, DataError
 from siamcam_lib.files import shown
@@ -73,8 +73,8 @@ def backbone_digest(net: SiameseNet) -> str:
     code of their ``forward``.
     """
     told = f"{net.config['backbone']} {net.image_size}"
-    if net.looks > 1:
-        told += f" {net.looks} looks, corners of {SHARE}"
+    if any(isinstance(part, FiveLooks) for part in net.backbone.modules()):
+        told += f" {net.looks} of five looks, corners of {SHARE}"
     total = hashlib.sha256(told.encode())
     if net.config["backbone"] == "custom":
         total.update(json.dumps(workings(net.backbone)).encode())
@@ -158,7 +158,11 @@ def looks_pooled(
     batch_size: int = 64,
     progress: bool = True,
 ) -> torch.Tensor:
-    """As `pooled_features`, each look by itself: (n, looks, K)."""
+    """As `pooled_features`, each look by itself: (n, looks, K).
+
+    Raises:
+        CacheError, DataError, ImageError: as `pooled_features`.
+    """
     if not isinstance(view, View) and view not in VIEWS:
         raise DataError(f"There is no view {view!r}; choose one of {VIEWS}, or give a View.")
     cache = cache or FeatureCache()

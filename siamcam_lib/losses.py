@@ -87,7 +87,8 @@ def supervised_contrastive(e: Tensor, labels: Tensor, temperature: float = 0.1) 
               \frac{\exp(e_i \cdot e_p / \tau)}{\sum_{k \ne i} \exp(e_i \cdot e_k / \tau)}
 
     P(i) are the other images of the class of image i; images without any are left out. Khosla et
-    al. 2020 (eq. 2, arXiv:2004.11362).
+    al. 2020 (eq. 2, arXiv:2004.11362). Beyond them, a batch without a choice has nothing to teach:
+    as in pytorch-metric-learning its loss is 0.
 
     Args:
         e: Embeddings of unit length, (B, E).
@@ -159,7 +160,7 @@ def _margin_mined(net: SiameseNet, e: Tensor, labels: Tensor, progress: float) -
 
 
 def _supervised_contrastive(net: SiameseNet, e: Tensor, labels: Tensor, progress: float) -> Tensor:
-    return supervised_contrastive(e, labels)
+    return supervised_contrastive(e, labels, temperature=0.1)  # told here: a record knows it
 
 
 OBJECTIVES = {

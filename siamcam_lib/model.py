@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from siamcam_lib import backbones
 from siamcam_lib.crops import FiveLooks
-from siamcam_lib.engine import engine
+from siamcam_lib.engine import engine, listened_to
 from siamcam_lib.errors import ModelError
 from siamcam_lib.files import whole_file
 
@@ -52,8 +52,8 @@ class SiameseNet(nn.Module):
             loss that `fit` takes by default asks; ``normalize=False`` gives the paper's network.
         image_size: Images are resized to this many pixels, square, before they are looked at.
         pretrained: Take the backbone's ImageNet weights.
-        looks: 1, or 5 for the whole picture and its four corners, see `FiveLooks`: surer, and five
-            times as dear. Each look sees 0.7 of `image_size`, so give 320 where one look has 224.
+        looks: 1, or 5 for the whole picture and its four corners, see `FiveLooks`. A look has 0.7
+            of `image_size` a side: give 320 where one look has 224, and five times as much time.
 
     Raises:
         ModelError: if the backbone is unknown or gives no feature map, a size is not positive, or
@@ -82,8 +82,10 @@ class SiameseNet(nn.Module):
         looks: int = 1,
     ) -> None:
         super().__init__()
-        if looks not in (1, 5) or isinstance(looks, bool):
+        if type(looks) is not int or looks not in (1, 5):
             raise ModelError(f"A network looks 1 or 5 times at a picture, not {looks!r} times.")
+        if isinstance(backbone, FiveLooks):  # that of another network
+            backbone, looks = backbone.inner, 5
         for name, value in (("embed_dim", embed_dim), ("image_size", image_size)):
             if not isinstance(value, int) or value < 1:
                 raise ModelError(f"{name} must be a positive whole number, not {value!r}.")
@@ -123,7 +125,7 @@ class SiameseNet(nn.Module):
     @property
     def looks(self) -> int:
         """How often the network looks at a picture: once, or five times."""
-        return self.config.get("looks", 1)
+        return 5 if isinstance(self.backbone, FiveLooks) else 1
 
     @property
     def threshold(self) -> float:
@@ -165,31 +167,41 @@ class SiameseNet(nn.Module):
         On a CPU by `siamcam_lib.engine` where it can. The network must be in evaluation mode: in
         training mode images of a batch depend on each other.
         """
-        return self.joined(self.each_look(images))
+        backbone = self.backbone
+        if self.device.type != "cpu":
+            return self.feature_maps(images)
+        if isinstance(backbone, FiveLooks) and not listened_to(backbone):
+            return backbone.join(self.each_look(images))
+        return torch.cat(_side_by_side(self._quick(images) or self.feature_maps, _parts(images)))
+
+    @torch.inference_mode()
+    def each_look(self, images: Tensor) -> list[Tensor]:
+        """The feature map of each look at images, as `look` makes it: (B, K, h, w) each.
+
+        Of several looks, none is heard by whoever hooked into the backbone as a whole.
+        """
+        backbone = self.backbone
+        if not isinstance(backbone, FiveLooks):
+            return [self.look(images)]
+        seen = backbone.cut(images)
+
+        def plain(pixels: Tensor) -> Tensor:
+            return backbone.inner(self._scaled(pixels))
+
+        if self.device.type != "cpu":
+            return [plain(pixels) for pixels in seen]
+        parts = [part for pixels in seen for part in _parts(pixels)]
+        maps = _side_by_side(self._quick(seen[0]) or plain, parts)
+        return list(torch.cat(maps).split(len(images)))
 
     def joined(self, maps: list[Tensor]) -> Tensor:
         """One feature map of those of `each_look`: (B, K, h, w) each → (B, K, H, W)."""
         return self.backbone.join(maps) if isinstance(self.backbone, FiveLooks) else maps[0]
 
-    @torch.inference_mode()
-    def each_look(self, images: Tensor) -> list[Tensor]:
-        """The feature map of each look at images, as `look` does it: (B, K, h, w) each."""
-        backbone, seen = self.backbone, [images]
-        if isinstance(backbone, FiveLooks):
-            seen = backbone.cut(images)
-            backbone = backbone.inner
-        height, width = seen[0].shape[2:]
-
-        def plain(pixels: Tensor) -> Tensor:
-            return backbone(self._scaled(pixels))
-
-        if self.device.type != "cpu":
-            return [plain(pixels) for pixels in seen]
-        quick = engine(self, width) if height == width and images.dtype == torch.float32 else None
-        # Even parts, none of them of a single image, which is rounded otherwise than several are.
-        parts = [pixels.tensor_split(-(-len(images) // AT_ONCE)) for pixels in seen]
-        maps = _side_by_side(quick or plain, [part for own in parts for part in own])
-        return list(torch.cat(maps).split(len(images)))
+    def _quick(self, images: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """What looks once at such pictures sooner than the backbone does, if anything."""
+        height, width = images.shape[2:]
+        return engine(self, width) if height == width and images.dtype == torch.float32 else None
 
     def activation(self, pooled: Tensor) -> Tensor:
         """ReLU(W g + b), before any scaling to unit length: (B, K) → (B, E)."""
@@ -310,6 +322,8 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             raise ValueError(f"configuration {config}")
         if not isinstance(config["backbone"], str):
             raise ValueError(f"backbone {config['backbone']!r}")
+        if type(config.get("looks", 1)) is not int or config.get("looks", 1) not in (1, 5):
+            raise ValueError(f"{config['looks']!r} looks")
         if tensors["projection.bias"].shape != (config["embed_dim"],):
             # before the network is built: a made-up size could ask for any amount of memory
             raise ValueError(f"embed_dim {config['embed_dim']!r} is not that of its tensors")
@@ -320,6 +334,11 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             f"{path} holds tensors, but was not written by SiameseNet.save ({error})."
         ) from error
     return config, tensors
+
+
+def _parts(images: Tensor) -> Sequence[Tensor]:
+    """Images a few at a time: even parts, as a single image is rounded otherwise than several."""
+    return images.tensor_split(-(-len(images) // AT_ONCE))
 
 
 def _side_by_side(look: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:

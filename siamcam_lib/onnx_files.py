@@ -168,7 +168,8 @@ def packed(looking: nn.Module, side: int, key: str) -> bytes:
         with torch.no_grad():
             maps = looking(pixels)
         home = HOME + side % STRIDE
-        if side != home:
+        several = any(isinstance(part, FiveLooks) for part in looking.modules())
+        if side != home and not several:  # where a corner lies depends on the whole side
             with contextlib.suppress(ModelError):  # a backbone of another kind
                 model = resized(gzip.decompress(packed(looking, home, digest(looking, home))), side)
                 check(model, {"pixels": pixels}, {"maps": maps}, TOLERANCE)

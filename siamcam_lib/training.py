@@ -297,22 +297,23 @@ def _frozen(net, split, recipe, views, cache, progress):
 
     def embed(pooled: Tensor) -> Tensor:
         if torch.is_grad_enabled() and recipe.dropout:
-            pooled = pooled * _kept(pooled, recipe.dropout).to(pooled) / (1 - recipe.dropout)
+            pooled = _dropped(pooled, recipe.dropout)
         return net.embed_pooled(pooled)
 
     return _PooledViews(seen, split.train.labels), val, embed
 
 
-def _kept(values: Tensor, dropout: float) -> Tensor:
-    """Which values dropout leaves: bool, True with probability 1 − dropout, to a 256th.
+def _dropped(values: Tensor, dropout: float) -> Tensor:
+    """Dropout: each value is set to zero by lot, the others grow by as much as keeps the mean.
 
-    One byte decides on each. A CPU draws eight of them at once; numbers, as torch's dropout draws
-    them, are most of a step's work beside the matrix products.
+    The share set to zero is `dropout` to a 256th, and below 1: one byte decides on each value. A
+    CPU draws eight of them at once; numbers, as torch's dropout draws them, are most of a step's
+    work beside the matrix products.
     """
-    count = values.numel()
+    count, limit = values.numel(), min(255, round(256 * dropout))
     drawn = torch.empty(-(-count // 8), dtype=torch.int64, device=values.device)
-    octets = drawn.random_(-(2**63), None).view(torch.uint8)[:count]
-    return (octets >= min(255, round(256 * dropout))).view(values.shape)
+    octets = drawn.random_(-(2**63), None).view(torch.uint8)[:count].view(values.shape)
+    return values * (octets >= limit).to(values) * (256 / (256 - limit))
 
 
 def _finetuning(net, split, augmentation):

@@ -37,7 +37,7 @@ Examples:
 @click.option("--image-size", type=click.IntRange(32, 2048), metavar="N",
               help="Side of pictures in pixels; 224, or 320 with five looks.")  # fmt: skip
 @click.option("--looks", type=click.Choice(["1", "5"]), default="1", show_default=True,
-              help="5: also at the corners; surer, and five times as long.")  # fmt: skip
+              help="5: also at the four corners; takes five times as long.")  # fmt: skip
 @click.option("--checkpoints", type=PATH, help="Folder to resume from after an interruption.")
 @skip
 @as_json

@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(4800)]
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ["color-contrast", "link-in-text-block"]
-"""What axe-core judges by colours; all else is the same by night as by day."""
+"""What axe-core judges by colours. All else is the same by night as by day, and from disk as over
+http: the files are the same."""
 NARROW, WIDE = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 # All that a page must show, read in one go.
 LOOK = """() => {

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from captum.attr import LayerGradCam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import siamcam_lib as sc
-from siamcam_lib import training
+from siamcam_lib import onnx_files, training
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.concepts import HeldFeatures, feature_maps
 from siamcam_lib.crops import SHARE, FiveLooks, _lying
@@ -139,7 +140,7 @@ class TestNetwork:
         pooled = torch.stack([own.mean(dim=(2, 3)) for own in net.each_look(x)]).mean(dim=0)
         torch.testing.assert_close(net.look(x).mean(dim=(2, 3)), pooled)
 
-    @pytest.mark.parametrize("looks", [0, 2, 3, 5.5, True, "5"])
+    @pytest.mark.parametrize("looks", [0, 2, 3, 5.5, 5.0, np.int64(5), True, "5", [5], None])
     def test_another_number_of_looks_is_refused(self, looks):
         with pytest.raises(ModelError, match="1 or 5 times"):
             sc.SiameseNet(Tiles(), looks=looks)
@@ -154,6 +155,54 @@ class TestNetwork:
     def test_one_look_is_saved_as_ever(self, tmp_path):
         net = sc.SiameseNet("resnet18", embed_dim=4, pretrained=False, image_size=64)
         assert (net.looks, "looks" in net.config) == (1, False)
+
+    @pytest.mark.parametrize("looks", [5.0, True, 3, "5", [5], None])
+    def test_a_file_with_another_number_of_looks_is_refused_by_name(self, tmp_path, looks):
+        path = tmp_path / "net.safetensors"
+        net = sc.SiameseNet("resnet18", embed_dim=4, pretrained=False, image_size=64, looks=5)
+        net.config["looks"] = looks
+        net.save(path)
+        with pytest.raises(ModelError, match="net.safetensors.*looks"):
+            sc.SiameseNet.load(path)
+
+    def test_a_network_of_one_s_own_is_opened_with_its_backbone(self, tmp_path):
+        net, x = network(), pixels(3)
+        net.save(tmp_path / "net.safetensors")
+        for backbone in (net.backbone, net.backbone.inner):
+            again = sc.SiameseNet.load(tmp_path / "net.safetensors", backbone=backbone)
+            assert again.looks == 5
+            assert torch.equal(again.look(x), net.look(x))
+
+    def test_whoever_listens_to_the_whole_backbone_hears_every_look(self):
+        net, x, heard = network(), pixels(9), []
+        net.backbone.register_forward_hook(lambda module, given, made: heard.append(len(made)))
+        before = network().look(x)
+        torch.testing.assert_close(net.look(x), before)
+        assert sum(heard) == 9
+        net.backbone.register_forward_hook(lambda module, given, made: 0 * made)
+        assert not net.look(x).any()
+
+    def test_another_library_explains_the_joined_map(self):
+        """captum's Grad-CAM, with the backbone as a whole for its layer, and the closed form."""
+        torch.manual_seed(0)
+        net = sc.SiameseNet(Tiles(), embed_dim=32, image_size=80, looks=5).eval()
+        gains = torch.tensor([[1.0, 0.3, 0.1], [0.2, 1.0, 0.6]])[:, :, None, None]
+        x = pixels(seed=1) * gains
+
+        def similarity(both):
+            return (1 - net(both[:1], both[1:])).expand(2) / 2  # captum adds up the batch
+
+        theirs = LayerGradCam(similarity, net.backbone).attribute(x)[:, 0].detach()
+        projected = sc.gradcam.project(net, net.look(x))
+        ours = sc.gradcam.pair_maps(
+            net, *(sc.gradcam.Projected(projected.maps[k : k + 1], projected.embedding[k : k + 1])
+                   for k in (0, 1)))  # fmt: skip
+        assert theirs.abs().max() > 1e-5
+        for own, its in zip(ours, theirs, strict=True):
+            largest = its.abs().max()
+            torch.testing.assert_close(
+                own[0].float() / largest, its / largest, atol=1e-3, rtol=1e-3
+            )
 
     @pytest.mark.parametrize("unit", [True, False])
     def test_maps_are_gradients_of_the_joined_map(self, unit):
@@ -183,8 +232,11 @@ class TestNetwork:
             plain = net.feature_maps(x)
         far = (net.look(x) - plain).abs().max()
         assert 0 < far < 1e-5 * plain.abs().max()
-        net.backbone.register_forward_hook(lambda *_: None)
+        heard = []
+        net.backbone.register_forward_hook(lambda *_: heard.append(1))
         assert engine(net, LEAST) is None
+        torch.testing.assert_close(net.look(x), plain)
+        assert heard
 
     def test_its_file_for_pages_is_another_than_that_of_one_look(self):
         keys = set()
@@ -193,6 +245,21 @@ class TestNetwork:
             net.backbone.load_state_dict({k: v * 0 for k, v in net.backbone.state_dict().items()})
             keys.add(digest(Normalised(net.backbone, net.mean, net.std), 64))
         assert len(keys) == 2
+
+    def test_it_is_exported_whole_and_once(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("SIAMCAM_CACHE", str(tmp_path / "cache"))
+        net = sc.SiameseNet("resnet18", embed_dim=4, pretrained=False, image_size=96, looks=5)
+        done = sc.export_onnx(net.eval(), tmp_path / "onnx")
+        x = onnx_files.pictures(96, 2)
+        (maps,) = onnx_files.session(done.backbone.read_bytes()).run(None, {"pixels": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(maps), net.look(x), atol=1e-4, rtol=1e-4)
+        made = []
+        monkeypatch.setattr(
+            onnx_files, "exported", lambda *given: made.append(given) or done.backbone.read_bytes()
+        )
+        looking = Normalised(net.backbone, net.mean, net.std).eval()
+        assert onnx_files.unzips(onnx_files.packed(looking, 96, "five"))
+        assert len(made) == 1
 
     def test_a_page_is_told_its_looks(self):
         made = offer(sc.SiameseNet(image_size=96, looks=5), "five")
@@ -212,7 +279,15 @@ class TestFeatures:
         torch.testing.assert_close(each.mean(dim=1), net.look(x).mean(dim=(2, 3)))
 
     def test_one_look_and_five_are_not_mistaken_for_each_other(self):
-        assert backbone_digest(network(1)) != backbone_digest(network(5))
+        def named(looks):
+            torch.manual_seed(0)
+            return sc.SiameseNet("resnet18", pretrained=False, image_size=64, looks=looks)
+
+        one, five, inside = named(1), named(5), named(5)
+        inside.backbone = nn.Sequential(inside.backbone)
+        digests = [backbone_digest(net) for net in (one, five, inside, named(1))]
+        assert digests[0] == digests[3]
+        assert len(set(digests)) == 3
 
     def test_maps_for_concepts_leave_features_that_fit(self, images, monkeypatch, tmp_path):
         monkeypatch.setenv("SIAMCAM_CACHE", str(tmp_path))
