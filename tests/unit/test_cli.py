@@ -31,6 +31,8 @@ from siamcam_lib.cli.frame import loaded
 from siamcam_lib.cli.gallery import evenly
 from siamcam_lib.cli.network import network
 from siamcam_lib.embedder import UNCALIBRATED
+from siamcam_lib.errors import ModelError
+from siamcam_lib.model import SiameseNet
 from siamcam_lib.processes import Processes
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
@@ -223,6 +225,23 @@ class TestTrain:
         first, again = (load_file(p) for p in (trained[0], tmp_path / "again.safetensors"))
         assert set(first) == set(again) and all(torch.equal(first[k], again[k]) for k in first)
         assert "accuracy" in result.stdout and "[" in result.stdout
+
+    @pytest.mark.parametrize(
+        ("words", "looks", "size"),
+        [(("--looks", 5), 5, 320), (("--looks", 5, "--image-size", 64), 5, 64), ((), 1, 224)],
+    )
+    def test_a_network_looks_as_often_as_asked(
+        self, photos, tmp_path, monkeypatch, words, looks, size
+    ):
+        made = []
+
+        def noted(*given, **options):
+            made.append(SiameseNet(*given, **options))
+            raise ModelError("seen enough")  # the training itself is tested above
+
+        monkeypatch.setattr("siamcam_lib.SiameseNet", noted)
+        assert "seen enough" in refused("train", photos, "-o", tmp_path / "m.safetensors", *words)
+        assert (made[0].looks, made[0].image_size) == (looks, size)
 
     def test_too_few_pictures_are_told_before_any_training(self, pair, tmp_path):
         for name in "xy":
