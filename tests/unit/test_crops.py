@@ -92,6 +92,15 @@ class TestGrid:
         expected[rows, columns] = True
         assert torch.equal(seen, expected)
 
+    def test_the_middle_weighs_three_times_as_much_as_a_corner(self):
+        """As the Flowers chapter says."""
+        weight = FiveLooks(nn.Identity()).join([torch.ones(1, 1, 7, 7).double()] * 5)[0, 0]
+        assert weight[3:7, 3:7].min() == pytest.approx(weight.max().item())
+        for rows in (slice(0, 3), slice(7, 10)):
+            for columns in (slice(0, 3), slice(7, 10)):
+                ratio = weight.max() / weight[rows, columns]
+                assert (ratio - 3).abs().max() < 0.05
+
 
 class TestLooks:
     def test_corners_are_the_pictures_own_pixels(self):
