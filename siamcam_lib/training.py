@@ -306,9 +306,8 @@ def _frozen(net, split, recipe, views, cache, progress):
 def _dropped(values: Tensor, dropout: float) -> Tensor:
     """Dropout: each value is set to zero by lot, the others grow by as much as keeps the mean.
 
-    The share set to zero is `dropout` to a 256th, and below 1: one byte decides on each value. A
-    CPU draws eight of them at once; numbers, as torch's dropout draws them, are most of a step's
-    work beside the matrix products.
+    The share set to zero is `dropout` to a 256th, and below 1: one byte decides on each value, and
+    eight bytes are drawn at once.
     """
     count, limit = values.numel(), min(255, round(256 * dropout))
     drawn = torch.empty(-(-count // 8), dtype=torch.int64, device=values.device)
