@@ -7,6 +7,7 @@ module finds one by name in torchvision or timm and says how its input is to be 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.resources
 import warnings
 from collections.abc import Iterator
@@ -88,6 +89,7 @@ def _efficientnet_lite(name: str, pretrained: bool) -> Backbone:
     return Backbone(module, module.num_features, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
+@functools.cache
 def _weights(name: str) -> tuple[Tensor, ...]:
     """The numbers of an installed backbone in the order of its layers, then its classifier's."""
     try:

@@ -6,6 +6,7 @@ Several of them import the same: on Linux one process does so once, and is forke
 from __future__ import annotations
 
 import ast
+import ctypes
 import json
 import os
 import re
@@ -107,6 +108,7 @@ class Executor:
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             # Whether there is a graphics card is asked in a way that a fork survives.
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+            **_no_card(),
             # A tenth of a chapter's time goes into clearing memory that was just given back.
             **allocator.ENVIRONMENT,
             # Chapters that run at once share the cores instead of waiting for each other.
@@ -163,6 +165,17 @@ class Executor:
                 start_new_session=True,  # Ctrl-C is for the process that started it
             )
         return process, asks
+
+
+def _no_card() -> dict[str, str]:
+    """Without a graphics card PyTorch need not look for one at every step of a training."""
+    if sys.platform != "linux" or Path("/dev/kfd").exists():  # NVIDIA's is not the only one
+        return {}
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    return {}
 
 
 def shared_imports(sources: Collection[Path]) -> list[str]:

@@ -20,7 +20,7 @@ from siamcam_lib.explaining import Explainer, Pairs
 
 __all__ = ["QUICK", "Explainer", "Pairs", "every", "get", "names"]
 
-QUICK: dict[str, Any] = {"channels": 24, "masks": 60, "samples": 40, "steps": 10, "stride": 0.2}
+QUICK: dict[str, Any] = {"channels": 24, "masks": 60, "samples": 40, "steps": 8, "stride": 0.2}
 """Settings of methods that look again and again, with which they look less often: for a table on
 two cores, not for the last word. Given to `every`."""
 
