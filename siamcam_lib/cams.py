@@ -79,7 +79,7 @@ class GradientCAM(Explainer):
         score: Whose map; one of `SCORES`. That of the dissimilarity is given as negative numbers.
 
     Raises:
-        ExplanationError: if there is no such score.
+        ExplanationError: if there is no such score, or `one_way` gives values below 0.
     """
 
     cost = "gradients"
@@ -110,10 +110,19 @@ class GradientCAM(Explainer):
             gradient = gradients(pairs.seen, rows, v)
             found = torch.zeros(len(rows), *maps.shape[2:], dtype=maps.dtype)
             if self.score != "dissimilarity":
-                found += self.one_way(maps, gradient)
+                found += self._evidence(maps, gradient)
             if self.score != "similarity":
-                found -= self.one_way(maps, -gradient)
+                found -= self._evidence(maps, -gradient)
         return pairs.two_sided(found)
+
+    def _evidence(self, maps: Tensor, gradient: Tensor) -> Tensor:
+        found = self.one_way(maps, gradient)
+        if (found < 0).any():
+            raise ExplanationError(
+                f"{type(self).__name__}.one_way gave values below 0. It is asked for one score at "
+                "a time, and what speaks against a score speaks for the other: end with a ReLU."
+            )
+        return found
 
 
 def through(method: type[LayerCAM | XGradCAM], maps: Tensor, gradient: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class Explanation:
     def __repr__(self) -> str:
         return (
             f"Explanation({self.decision}: similarity {self.similarity:.3f}, "
-            f"threshold {1 - self.threshold:.3f}, {self.method})"
+            f"similar from {1 - self.threshold:.3f} on, {self.method})"
         )
 
     def plot(self, **options: Any) -> Figure:

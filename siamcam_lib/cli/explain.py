@@ -60,10 +60,8 @@ def explain(a: Path, b: Path, output: Path, model: Path | None, method: str, as_
 
     def text() -> str:
         doubt = "" if model else ", which is not calibrated"
-        return (
-            f"{found.decision}: dissimilarity {found.dissimilarity:.3f}, "
-            f"threshold {found.threshold:.3f}{doubt}\n" + "\n".join(written["written"])
-        )
+        score = f"dissimilarity {found.dissimilarity:.3f}, dissimilar from {found.threshold:.3f} on"
+        return "\n".join([f"{found.decision}: {score}{doubt}", *written["written"]])
 
     tell(record | written, as_json, text)
 

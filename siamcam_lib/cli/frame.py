@@ -85,7 +85,8 @@ def loaded(folder: str, skip: bool = False, *, decode: bool = True) -> ImageSet:
     import siamcam_lib as sc
 
     options = {}
-    if folder not in sc.datasets.names():  # sets with a name are checked already, or are drawn
+    named = folder in sc.datasets.names()  # drawn, or checked on the way here
+    if not named or (skip and not folder.startswith("scenes/")):
         options["on_bad"] = "skip" if skip else "raise"
         options["check"] = "full" if decode or skip else "header"
     images = sc.datasets.load(folder, **options)

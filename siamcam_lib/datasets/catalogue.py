@@ -23,6 +23,7 @@ from scipy.sparse.csgraph import connected_components
 
 from siamcam_lib.datasets import scenes
 from siamcam_lib.datasets.folders import load_folder
+from siamcam_lib.datasets.images import is_picture
 from siamcam_lib.datasets.imageset import ImageSet
 from siamcam_lib.errors import DataError, DataNotFoundError
 from siamcam_lib.files import expanded
@@ -47,7 +48,8 @@ class PhotoSet:
         name: Its name in this library, and of its folder in `data_home`.
         title: What it is called on pages.
         upstream: Its folder in the repository that publishes it.
-        classes: Class names, as the authors spell them.
+        classes: Class names, as the authors spell them: the folders that hold its pictures.
+            Whatever else lies in `upstream` is no part of it.
         scenes: Name of the drawn scenes that mirror it, if there are any.
         licence: What is known about the right to use it.
         remarks: What a reader must know about it, added to the notes of the loaded set.
@@ -72,8 +74,13 @@ class PhotoSet:
 
     @property
     def files(self) -> tuple[UpstreamFile, ...]:
-        """Its files, as the manifest lists them."""
-        return tuple(f for f in self.source.files if f.path.startswith(self.upstream + "/"))
+        """Its pictures, as the manifest lists them."""
+        places = {f"{self.upstream}/{c}" for c in self.classes}
+        return tuple(
+            file
+            for file in self.source.files
+            if file.path.rpartition("/")[0] in places and is_picture(file.path)
+        )
 
     @property
     def counts(self) -> dict[str, int]:
@@ -82,6 +89,16 @@ class PhotoSet:
         for file in self.files:
             found[file.path.split("/")[-2]] += 1
         return found
+
+    def check(self) -> None:
+        """Raise `DataError` where the manifest has no picture of a class: half a set is none."""
+        if lacking := [name for name, count in self.counts.items() if not count]:
+            raise DataError(
+                f"The manifest {self.listed!r} lists no picture in "
+                f"{', '.join(f'{self.upstream}/{name}' for name in lacking)}, where the set "
+                f"{self.name!r} is said to have some: nothing could be held to it. Mend the set's "
+                "entry (`upstream`, `classes`) or its manifest."
+            )
 
     def item(self, file: UpstreamFile) -> str:
         """Where the file goes in the set's own folder: ``"Daisy/1.jpg"``."""
@@ -167,25 +184,46 @@ def names() -> tuple[str, ...]:
 def manifest(listed: str = UPSTREAM) -> Manifest:
     """What was published, file by file, at the commit this library is pinned to.
 
-    The first line of the file names repository and commit, each other line a blob id, a size and a
-    path, with tabs between them: what ``git ls-tree -r
-    --format='%(objectname)%x09%(objectsize)%x09%(path)' COMMIT -- FOLDER`` prints.
+    The first line of the file is ``# OWNER/REPOSITORY COMMIT``. Each other line has a blob id, a
+    size and a path, with tabs between them: what ``git -c core.quotePath=false ls-tree -r
+    --format='%(objectname)%x09%(objectsize)%x09%(path)' COMMIT -- FOLDER`` prints. Where a set was
+    not published by git, ``git hash-object FILE`` tells the id of a file all the same, and the
+    first line has a name and a version of your own.
 
     Args:
         listed: A file beside this module.
+
+    Raises:
+        DataError: There is no such file, or a line of it is something else.
 
     Example:
         >>> {name: len(known.files) for name, known in SETS.items()}
         {'flowers': 4317, 'skin_cancer': 2800, 'airbnb': 864}
     """
-    text = resources.files("siamcam_lib.datasets").joinpath(listed).read_text("utf-8")
-    head, *lines = text.splitlines()
-    _, repository, commit, *_ = head.split()
+    try:
+        text = resources.files("siamcam_lib.datasets").joinpath(listed).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"The manifest {listed!r} cannot be read ({error}); it lies beside catalogue.py."
+        ) from error
+    head, *lines = text.splitlines() or [""]
+    named = re.match(r"# (\S+/\S+) (\S+)", head)
+    if named is None:
+        raise DataError(
+            f"The manifest {listed!r} begins with {head!r}, and must begin with "
+            "'# OWNER/REPOSITORY COMMIT'."
+        )
     files = []
-    for line in lines:
-        sha1, size, path = line.split("\t")
-        files.append(UpstreamFile(path, int(size), sha1))
-    return Manifest(repository, commit, tuple(files))
+    for number, line in enumerate(lines, start=2):
+        found = re.fullmatch(r'([0-9a-f]{40})\t(\d+)\t([^"].*)', line)
+        if found is None:
+            raise DataError(
+                f"Line {number} of the manifest {listed!r} is {line!r}, and must be a blob id, a "
+                "size and a path with tabs between them. A path in quotation marks is git's way "
+                "of writing letters such as ä; ask it with -c core.quotePath=false."
+            )
+        files.append(UpstreamFile(found[3], int(found[2]), found[1]))
+    return Manifest(named[1], named[2], tuple(files))
 
 
 def data_home() -> Path:

@@ -34,7 +34,7 @@ from urllib3.util import Retry
 
 from siamcam_lib.datasets import catalogue
 from siamcam_lib.datasets.catalogue import PhotoSet, UpstreamFile
-from siamcam_lib.errors import CacheError, DataError, DownloadError
+from siamcam_lib.errors import CacheError, DownloadError
 from siamcam_lib.files import expanded
 
 ARCHIVE_URL = "https://codeload.github.com/{repository}/zip/{commit}"
@@ -77,7 +77,7 @@ def fetch(
         The set's folder, ``home / name``. If it is there already, nothing is asked of the network.
 
     Raises:
-        DataError: There is no set of that name, or its manifest names no file of it.
+        DataError: There is no set of that name, or its manifest lists no picture of a class.
         DownloadError: The server cannot be reached or refuses, the download was cut, or the
             archive is damaged, altered, incomplete, or tries to leave its folder.
         CacheError: The home cannot be written, or the disk is full.
@@ -88,11 +88,7 @@ def fetch(
     if catalogue.available(name, home=home):
         return target
     source = known.source
-    if not known.files:
-        raise DataError(
-            f"The manifest {known.listed!r} names no file below {known.upstream}/, where the set "
-            f"{name!r} is said to lie: nothing could be held to it. Add its files to the manifest."
-        )
+    known.check()
     url = url or known.archive
     url = url or ARCHIVE_URL.format(repository=source.repository, commit=source.commit)
     with _writing(home):
@@ -338,8 +334,8 @@ def _unpack(known: PhotoSet, archive: Path, target: Path, progress: bool) -> Non
             if missing:
                 raise DownloadError(
                     f"The archive {archive} lacks {len(missing)} of the {len(files)} files of "
-                    f"{known.name!r}, first {missing[0]}. Run the same command again to download "
-                    "it anew."
+                    f"{known.name!r}, first {missing[0]}, in a folder at its top as GitHub makes "
+                    "it. Run the same command again to download it anew."
                 )
             _check_space(target.parent, sum(file.size for file, _ in files))
             for file, member in tqdm(
@@ -364,8 +360,8 @@ def _open_archive(archive: Path) -> Iterator[zipfile.ZipFile]:
             contents = zipfile.ZipFile(file)
         except faults as error:
             raise DownloadError(
-                f"The archive {archive} is cut short or damaged ({error}). Run the same command "
-                "again to download it anew."
+                f"The archive {archive} is cut short, damaged or no zip archive ({error}). Run the "
+                "same command again to download it anew."
             ) from error
         with contents:
             yield contents

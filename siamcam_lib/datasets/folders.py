@@ -231,7 +231,7 @@ def _class_folders(root: Path, wanted: Sequence[str] | None) -> tuple[dict[str, 
                 upwards.append(entry.name)
             else:
                 folders[entry.name] = root / entry.name
-        elif _has_image_suffix(entry.name):
+        elif _images.is_picture(entry.name):
             loose += 1
     if wanted is not None:
         missing = [c for c in wanted if c not in folders]
@@ -283,7 +283,7 @@ def _search(root: Path, folders: dict[str, Path]) -> _Found:
                     if identity not in seen:
                         seen.add(identity)
                         inner.append(Path(entry.path))
-                elif not _has_image_suffix(entry.name):
+                elif not _images.is_picture(entry.name):
                     found.strays.append(item)
                 elif not _is_utf8(item):
                     shown = item.encode(errors="surrogateescape").decode(errors="replace")
@@ -358,10 +358,6 @@ def _holds_image(path: Path) -> bool:
 
 
 # --- small things -------------------------------------------------------------------------------
-
-
-def _has_image_suffix(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in _images.suffixes()
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

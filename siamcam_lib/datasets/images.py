@@ -56,6 +56,16 @@ def suffixes() -> frozenset[str]:
     return frozenset(s for s, name in Image.registered_extensions().items() if name in known)
 
 
+def is_picture(name: str) -> bool:
+    """Whether a file is called as pictures of those formats are.
+
+    Example:
+        >>> is_picture("Rose/1.JPG"), is_picture("Rose/notes.txt")
+        (True, False)
+    """
+    return os.path.splitext(name)[1].lower() in suffixes()
+
+
 def read(
     source: str | os.PathLike[str] | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:

@@ -56,7 +56,7 @@ class Report:
         return iter((name, getattr(self, name)) for name in METRICS)
 
     def __str__(self) -> str:
-        rows = [f"{len(self.label)} pairs, threshold {self.threshold:.3f}"]
+        rows = [f"{len(self.label)} pairs, dissimilar from {self.threshold:.3f} on"]
         for name, value in self:
             low, high = self.intervals[name]
             rows.append(f"{name:<10}{value:.3f}  [{low:.3f}, {high:.3f}]")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,8 +20,8 @@ from siamcam_lib.pairs.duplicates import contents, find_duplicates
 TEST_FOLDS, VALIDATION_FOLDS = 5, 10
 """80/20, and a tenth of the training part for validation, as in Livieris et al. (section 4)."""
 
-LEAST = math.ceil(VALIDATION_FOLDS * TEST_FOLDS / (TEST_FOLDS - 1))
-"""Images that the largest class of a set needs, so that both parts can be set aside."""
+LEAST = math.ceil((VALIDATION_FOLDS + 1) * TEST_FOLDS / (TEST_FOLDS - 1))
+"""Images of each of two classes that are enough: a tenth of what remains holds two of one."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,22 @@ def split(images: ImageSet, seed: int = 0, *, grouped: bool = True) -> Split:
         groups = find_duplicates(images).joined(groups)
     everything = np.arange(len(images))
     units = groups if grouped else everything  # what is never parted
-    rest, test = _part(everything, images.labels, units, TEST_FOLDS, seed, images.name)
-    train, val = _part(rest, images.labels, units, VALIDATION_FOLDS, seed, images.name)
-    content = contents(images)  # a picture and its copy make no pair
+    pictures = np.stack([images.labels, contents(images)])  # a picture and its copy make no pair
+
+    def pairable(indices: np.ndarray) -> bool:
+        """Whether there is a similar pair and a dissimilar one."""
+        of_class = np.unique(np.unique(pictures[:, indices], axis=1)[0], return_counts=True)[1]
+        return len(of_class) > 1 and of_class.max() > 1
+
+    rest, test = _part(everything, images.labels, units, TEST_FOLDS, seed, images.name, pairable)
+    train, val = _part(rest, images.labels, units, VALIDATION_FOLDS, seed, images.name, pairable)
     for name, indices in (("training", train), ("validation", val), ("test", test)):
-        different = np.unique(np.stack([images.labels, content])[:, indices], axis=1)
-        found, counts = np.unique(different[0], return_counts=True)
-        if len(found) < 2 or counts.max(initial=0) < 2:
+        if not pairable(indices):
             raise PairError(
                 f"The {name} part of {images.name!r} would hold {len(indices)} images of "
-                f"{len(found)} classes, too few for one similar and one dissimilar pair; give "
-                "more images a class (twenty are comfortable)."
+                f"{len(np.unique(images.labels[indices]))} classes, too few for one similar and "
+                f"one dissimilar pair. Two classes need {LEAST} images each: give more (twenty a "
+                "class are comfortable)."
             )
     joined = ImageSet(
         images.name, images.classes, images.items, images.labels, groups, images.source,
@@ -113,9 +119,18 @@ def forget_groups(parts: Split) -> Split:
 
 
 def _part(
-    indices: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds: int, seed: int, name: str
+    indices: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    folds: int,
+    seed: int,
+    name: str,
+    pairable: Callable[[np.ndarray], bool],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Set one of `folds` stratified, grouped folds aside: (the others, the one), both sorted."""
+    """Set one of `folds` stratified, grouped folds aside: (the others, the one), both sorted.
+
+    It is the first that is `pairable`; of few images not every one is.
+    """
     available = len(np.unique(groups[indices]))
     if available < folds:
         raise PairError(
@@ -126,15 +141,16 @@ def _part(
     if most < folds:
         raise PairError(
             f"No class of {name!r} has more than {most} images left, and {folds} are needed to set "
-            f"a part aside. The largest class needs {LEAST} images in all: give more."
+            f"a part aside. Two classes need {LEAST} images each: give more."
         )
     folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # A class with fewer images than folds is expected (six AirBnB classes have two).
         warnings.filterwarnings("ignore", message="The least populated class")
         try:
-            kept, aside = next(folder.split(indices, labels[indices], groups[indices]))
+            parts = list(folder.split(indices, labels[indices], groups[indices]))
         except ValueError as error:
             told = str(error).rstrip(".")
             raise PairError(f"{name!r} cannot be split into {folds} parts: {told}.") from error
+    kept, aside = next((part for part in parts if pairable(indices[part[1]])), parts[0])
     return indices[kept], indices[aside]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import re
+import shlex
 import shutil
+import subprocess
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from siamcam_lib.datasets import catalogue
+from siamcam_lib.datasets.images import is_picture
 from siamcam_lib.errors import DataError, DataNotFoundError
 
 PHOTOS = tuple(catalogue.SETS)
@@ -62,18 +67,107 @@ def test_manifest_holds_every_picture_once():
     assert all(len(f.sha1) == 40 and f.size > 0 for f in found.files)
 
 
-@pytest.mark.parametrize(
-    ("name", "total"), [("flowers", 4317), ("skin_cancer", 2800), ("airbnb", 864)]
-)
-def test_counts_come_from_the_manifest(name, total):
+@pytest.mark.parametrize("name", PHOTOS)
+def test_counts_come_from_the_manifest(name):
     known = catalogue.SETS[name]
-    assert sum(known.counts.values()) == len(known.files) == total
+    assert sum(known.counts.values()) == len(known.files)
     assert min(known.counts.values()) > 0 and tuple(known.counts) == known.classes
     assert all(known.item(f).count("/") == 1 for f in known.files)
 
 
-def test_every_name_has_its_scenes():
-    assert {known.scenes for known in catalogue.SETS.values()} <= set(catalogue.names())
+def test_the_authors_publish_so_many_pictures():
+    totals = {"flowers": 4317, "skin_cancer": 2800, "airbnb": 864}
+    assert {name: len(catalogue.SETS[name].files) for name in totals} == totals
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_scenes_that_mirror_a_set_are_there(name):
+    assert catalogue.SETS[name].scenes in (None, *catalogue.names())
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_every_set_has_a_data_sheet(name, root):
+    sheet = (root / "book" / "appendix" / "data.md").read_text("utf-8")
+    assert re.search(rf"^## {re.escape(catalogue.SETS[name].title)}\b", sheet, flags=re.MULTILINE)
+
+
+@pytest.fixture
+def listed(tmp_path, monkeypatch):
+    """Writes a manifest where the library looks for them, and gives what is made of it."""
+    monkeypatch.setattr(catalogue.resources, "files", lambda package: tmp_path)
+    counter = itertools.count()
+
+    def write(text: str) -> catalogue.Manifest:
+        name = f"{tmp_path.name}-{next(counter)}.tsv"  # each is read once and then remembered
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return catalogue.manifest(name)
+
+    return write
+
+
+def git(*words: str, folder: Path) -> str:
+    done = subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
+        cwd=folder, check=True, capture_output=True, text=True, encoding="utf-8",
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_a_manifest_is_made_by_the_command_that_is_documented(listed, tmp_path):
+    """Letters beyond ASCII too, of which git makes a spectacle unless it is told not to."""
+    (command,) = re.findall(r"``(git -c [^`]+ls-tree[^`]+)``", catalogue.manifest.__doc__)
+    repository = tmp_path / "repository"
+    picture(repository / "Data/Shapes/Quadrate äö/1 花.png", 1)
+    picture(repository / "Data/Shapes/Kreise/1.png", 2)
+    (repository / "Data/Shapes/Kreise/notes.txt").write_text("of no class")
+    (repository / "Data/Shapes/README.md").write_text("read me")
+    git("init", "-q", folder=repository)
+    git("add", ".", folder=repository)
+    git("commit", "-qm", "all", folder=repository)
+    words = shlex.split(command.replace("COMMIT", "HEAD").replace("FOLDER", "Data"))
+    lines = git(*words[1:], folder=repository)
+    found = listed(f"# somebody/shapes 1234\n{lines}")
+    assert (found.repository, found.commit, len(found.files)) == ("somebody/shapes", "1234", 4)
+    for file in found.files:
+        data = (repository / file.path).read_bytes()
+        blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        assert (file.size, file.sha1) == (len(data), blob)
+
+
+HEAD = "# somebody/shapes 1234\n"
+LINE = f"{'0' * 40}\t12\tData/Shapes/a/1.png\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "begins with '', and must begin with '# OWNER/REPOSITORY COMMIT'"),
+        (LINE, "must begin with '# OWNER"),
+        (HEAD + LINE + "\n", "Line 3 .* is '', and must be a blob id"),
+        (HEAD + LINE.replace("\t", " "), "Line 2 .* with tabs between them"),
+        (HEAD + f'{"0" * 40}\t12\t"Data/\\303\\244/1.png"\n', "core.quotePath=false"),
+    ],
+)
+def test_a_manifest_that_is_none_says_what_it_lacks(listed, text, message):
+    with pytest.raises(DataError, match=message):
+        listed(text)
+
+
+def test_a_manifest_that_is_not_there():
+    with pytest.raises(DataError, match="'none.tsv' cannot be read .* beside catalogue.py"):
+        catalogue.manifest("none.tsv")
+
+
+def test_what_is_no_picture_of_a_class_is_no_part_of_a_set(listed, monkeypatch):
+    more = ("a/notes.txt", "README.md", "a/deep/2.png", "c/3.png")
+    found = listed(HEAD + LINE + "".join(LINE.replace("a/1.png", name) for name in more))
+    monkeypatch.setattr(catalogue, "manifest", lambda *_: found)
+    shapes = catalogue.PhotoSet("shapes", "Shapes", "Data/Shapes", ("a",))
+    assert [shapes.item(f) for f in shapes.files] == ["a/1.png"] and shapes.counts == {"a": 1}
+    misspelt = replace(shapes, classes=("a", "b"))
+    with pytest.raises(DataError, match="no picture in Data/Shapes/b, where the set 'shapes'"):
+        misspelt.check()
+    assert shapes.check() is None
 
 
 def test_home_is_the_variable_or_the_cache_folder(monkeypatch, tmp_path):
@@ -301,7 +395,7 @@ def test_real_set_agrees_with_its_files(name):
     root = catalogue.data_home() / name
     classes = defaultdict(set)
     files = {}
-    for path in root.glob("*/*.jpg"):
+    for path in (p for p in root.glob("*/*") if is_picture(p.name)):
         item = path.relative_to(root).as_posix()
         files[item] = hashlib.sha256(path.read_bytes()).hexdigest()
         classes[files[item]].add(path.parent.name)

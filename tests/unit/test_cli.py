@@ -30,6 +30,7 @@ from siamcam_lib.cli.explain import FILES
 from siamcam_lib.cli.frame import loaded
 from siamcam_lib.cli.gallery import evenly
 from siamcam_lib.cli.network import network
+from siamcam_lib.datasets import catalogue
 from siamcam_lib.embedder import UNCALIBRATED
 from siamcam_lib.errors import ModelError
 from siamcam_lib.model import SiameseNet
@@ -331,6 +332,20 @@ class TestEmbed:
         found = fine("embed", folder, "-o", out, "--skip-unreadable", "--json")
         assert json.loads(found.stdout)["count"] == whole == len(sc.Gallery.open(out))
         assert "Tulip/empty.png" in found.stderr and "Tulip/cut.png" in found.stderr
+
+    def test_also_of_a_set_that_has_a_name(self, photos, tmp_path, monkeypatch):
+        """A manifest proves bytes; what somebody published may be broken all the same."""
+        for name in catalogue.SETS["flowers"].classes:
+            (tmp_path / "flowers" / name).mkdir(parents=True)
+        for number, place in enumerate(sorted(photos.glob("*/*.png"))[::6]):
+            shutil.copy(place, tmp_path / "flowers" / place.parent.name / f"{number}.png")
+        cut = tmp_path / "flowers" / "Tulip" / "cut.png"
+        cut.write_bytes(next(photos.glob("Tulip/*.png")).read_bytes()[:-500])
+        monkeypatch.setenv("SIAMCAM_DATA", str(tmp_path))
+        words = ("embed", "flowers", "-o", tmp_path / "g", "--json", "--skip-unreadable")
+        found = fine(*words)
+        assert json.loads(found.stdout)["count"] == number + 1
+        assert "Tulip/cut.png" in found.stderr
 
     def test_a_gallery_is_no_folder_of_pictures(self, embedded, model, tmp_path):
         told = refused("gallery", embedded, "-o", tmp_path / "out.html", "--model", model)

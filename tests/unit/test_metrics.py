@@ -101,7 +101,7 @@ def test_report_is_read_by_people_and_by_dict() -> None:
     found = report(*_scored(seed=3), threshold=0.5, bootstrap=50)
     assert tuple(dict(found)) == METRICS
     lines = str(found).splitlines()
-    assert lines[0] == "200 pairs, threshold 0.500"
+    assert lines[0] == "200 pairs, dissimilar from 0.500 on"
     assert [line.split()[0] for line in lines[1:]] == list(METRICS)
     for name, value in found:
         low, high = found.intervals[name]

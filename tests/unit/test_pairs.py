@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.model_selection import StratifiedGroupKFold
 
 import siamcam_lib as sc
 from siamcam_lib.cache import FeatureCache
@@ -26,6 +27,7 @@ from siamcam_lib.pairs import (
     join_groups,
     sample,
     split,
+    splitting,
 )
 
 
@@ -218,7 +220,7 @@ class TestSplit:
             (
                 [0, 1] * 4,
                 None,
-                "No class .* more than 4 images left, and 5 .* needs 13 images in all",
+                "No class .* more than 4 images left, and 5 .* Two classes need 14 images each",
             ),
             ([0] * 49 + [1], None, "too few for one similar and one dissimilar"),
         ],
@@ -230,6 +232,30 @@ class TestSplit:
     def test_an_empty_set_is_refused(self):
         with pytest.raises(PairError):
             split(labelled([]))
+
+    @pytest.mark.parametrize(
+        "sizes", [(14, 14), (14, 14, 14), (14,) * 5, (14, 40), (14, 14, 1), (14, 14, 5, 5)]
+    )
+    def test_as_many_images_as_the_message_asks_for_are_enough(self, sizes):
+        images = labelled(np.repeat(np.arange(len(sizes)), sizes))
+        assert min(sizes[:2]) == splitting.LEAST
+        for seed in range(50):
+            parts = split(images, seed)
+            for part in (parts.train, parts.val, parts.test):
+                assert len(sample(part, seed)) > 0
+
+    def test_one_image_less_can_be_too_few(self):
+        images = labelled([0, 1] * (splitting.LEAST - 1))
+        with pytest.raises(PairError, match="Two classes need 14 images each"):
+            for seed in range(100):
+                split(images, seed)
+
+    def test_the_first_fold_is_taken_where_it_will_do(self):
+        """As it was before there was a second choice."""
+        labels = np.arange(200) % 3
+        folds = StratifiedGroupKFold(splitting.TEST_FOLDS, shuffle=True, random_state=3)
+        _, first = next(folds.split(labels, labels, np.arange(200)))
+        assert split(labelled(labels), 3).test.items == tuple(f"{i:04d}" for i in first)
 
     @pytest.mark.real
     @pytest.mark.slow
