@@ -12,6 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -190,7 +192,7 @@ def explanation(ex: Explanation, *, shared_scale: bool = True) -> Figure:
     """
     heights = [image.height / image.width for image in ex.images]
     figure, axes = plt.subplots(
-        2, 3, figsize=(WIDTH, WIDTH / 3 * sum(heights) + 0.6),
+        2, 3, figsize=(WIDTH, WIDTH / 3 * sum(heights) + 0.85), layout="constrained",
         squeeze=False, gridspec_kw={"height_ratios": heights},
     )  # fmt: skip
     kinds = (("factual", ex.factual), ("counterfactual", ex.counterfactual))
@@ -210,4 +212,20 @@ def explanation(ex: Explanation, *, shared_scale: bool = True) -> Figure:
         f"judged {ex.decision}\ny = {ex.dissimilarity:.2f}, threshold {ex.threshold:.2f}",
         fontsize=10,
     )
+    _key(figure, axes, "all four" if shared_scale else "each map")
     return figure
+
+
+def _key(figure: Figure, axes: np.ndarray, maps: str) -> None:
+    """What the colours of overlaid heatmaps say, below the axes."""
+    steps = np.linspace(0, 1, 256)[None]
+    colours = np.asarray(blend(Image.new("L", (256, 1), 128).convert("RGB"), steps, 1.0)) / 255
+    key = figure.colorbar(
+        ScalarMappable(cmap=ListedColormap(colours[0])), ax=axes, location="bottom", shrink=0.62,
+        anchor=(1.0, 1.0), aspect=50, pad=0.02, ticks=[0, 1],
+    )  # fmt: skip
+    key.ax.set_xticklabels(["no evidence", f"strongest place of {maps}"])
+    for label, side in zip(key.ax.get_xticklabels(), ("left", "right"), strict=True):
+        label.set(ha=side, fontsize=9)
+    key.ax.tick_params(length=0)
+    key.outline.set_visible(False)  # type: ignore[operator]

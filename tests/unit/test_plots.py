@@ -216,8 +216,10 @@ def _drawn(figure: Figure) -> np.ndarray:
 
 def test_explanation_draws_both_pictures_and_four_maps() -> None:
     figure = plots.explanation(_explanation())
-    assert len(figure.axes) == 6
-    assert [len(axis.images) for axis in figure.axes] == [1, 2, 2, 1, 2, 2]
+    *panels, key = figure.axes
+    assert [len(axis.images) for axis in panels] == [1, 2, 2, 1, 2, 2]
+    ends = [label.get_text() for label in key.get_xticklabels()]
+    assert ends == ["no evidence", "strongest place of all four"]
     for row, size in enumerate(((30, 40), (50, 20))):
         for axis in figure.axes[3 * row : 3 * row + 3]:
             assert all(layer.get_array().shape[:2] == size for layer in axis.images)
@@ -235,6 +237,18 @@ def test_shared_scale_keeps_the_strengths_of_all_maps_comparable() -> None:
 def test_without_it_each_map_is_as_bright_as_its_own_maximum() -> None:
     figure = plots.explanation(_explanation(), shared_scale=False)
     np.testing.assert_allclose(_drawn(figure), 1)
+    assert "strongest place of each map" in figure.axes[-1].get_xticklabels()[1].get_text()
+
+
+def test_the_key_has_the_colours_of_the_maps() -> None:
+    """Its right end is what the strongest place looks like on a picture of middle grey."""
+    figure = plots.explanation(_explanation())
+    (bar,) = (c for c in figure.axes[-1].collections if c.get_array() is not None)
+    ends = bar.cmap([0.0, 1.0])[:, :3]
+    for value, end in zip((0.0, 1.0), ends, strict=True):
+        grey = Image.new("RGB", (1, 1), (128, 128, 128))
+        pixel = plots.blend(grey, np.full((1, 1), value), 1.0).getpixel((0, 0))
+        np.testing.assert_allclose(end * 255, pixel, atol=1)
 
 
 @pytest.mark.parametrize("shared_scale", [True, False])
@@ -242,7 +256,7 @@ def test_a_blank_map_says_so(shared_scale: bool) -> None:
     ex = _explanation(factual=(0, 3), counterfactual=(0, 0))
     figure = plots.explanation(ex, shared_scale=shared_scale)
     blank = ["blank" in "".join(t.get_text() for t in axis.texts) for axis in figure.axes]
-    assert blank == [False, True, True, False, False, True]
+    assert blank == [False, True, True, False, False, True, False]
     np.testing.assert_allclose(_drawn(figure), [[0, 0], [1, 0]])
 
 
