@@ -27,6 +27,8 @@ from siamcam_lib.training import Fit
 SIMILAR, DISSIMILAR, NEUTRAL = "#0072B2", "#D55E00", "#6b7280"
 """Okabe and Ito's blue and vermilion: told apart by every kind of colour vision."""
 HEAT, OPACITY = "inferno", 0.85
+FAINT = 0.1
+"""Share of the scale below which nobody sees a heatmap on its picture."""
 WIDTH = 7.2
 """Width of a figure in inches: the book's text column at the size its text is read."""
 
@@ -169,16 +171,20 @@ def _share(heatmap: np.ndarray, top: float) -> np.ndarray:
 
 
 def overlay(axis: Axes, image: Image.Image, heatmap: np.ndarray, top: float) -> None:
-    """A heatmap (H, W) over its picture on an axis, as in `blend`; a blank one says so."""
+    """A heatmap (H, W) over its picture on an axis, as in `blend`; one too faint to see says so."""
     share = _share(heatmap, top)
     axis.imshow(np.asarray(image.convert("L")), cmap="gray", vmin=0, vmax=255)
     axis.imshow(share, cmap=HEAT, vmin=0, vmax=1, alpha=OPACITY * share)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-    if not heatmap.any():
+    most = float(share.max())
+    said, height = "blank: zero everywhere", 0.5
+    if heatmap.any():
+        said, height = f"faint: ≤ {max(most, 0.001):.1%} of scale", 0.06
+    if most < FAINT:
         axis.text(
-            0.5, 0.5, "blank: zero everywhere", transform=axis.transAxes, ha="center",
-            va="center", fontsize=9, color="white", bbox={"facecolor": "black", "alpha": 0.7},
+            0.5, height, said, transform=axis.transAxes, ha="center", va="center", fontsize=9,
+            color="white", bbox={"facecolor": "black", "alpha": 0.7},
         )  # fmt: skip
 
 

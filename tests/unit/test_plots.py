@@ -260,6 +260,15 @@ def test_a_blank_map_says_so(shared_scale: bool) -> None:
     np.testing.assert_allclose(_drawn(figure), [[0, 0], [1, 0]])
 
 
+def test_a_faint_map_says_how_faint_it_is() -> None:
+    said = [
+        "".join(text.get_text() for text in axis.texts)
+        for axis in plots.explanation(_explanation((4, 0.24), (0.5, 1e-9))).axes
+    ]
+    faint = ["faint: ≤ 6.0% of scale", "faint: ≤ 0.1% of scale"]
+    assert said == ["", "", "", "", *faint, ""]
+
+
 def test_all_maps_blank_is_drawn_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     figure = plots.explanation(_explanation((0, 0), (0, 0)))
     figure.canvas.draw()
