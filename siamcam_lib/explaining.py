@@ -82,7 +82,7 @@ class Pairs:
 
     @cached_property
     def seen(self) -> Seen:
-        """The distinct pictures after one look: feature maps and embeddings."""
+        """The distinct pictures after one look, with feature maps and embeddings."""
         return self.seeing.look(self.pixels)
 
     @cached_property
@@ -103,12 +103,12 @@ class Pairs:
 
     @property
     def similarity(self) -> Tensor:
-        """1 − y of each pair, (B,) float64: the score that all explainers explain."""
+        """1 − y of each pair, (B,) float64; the score that all explainers explain."""
         return 1 - self.compared.dissimilarity
 
     @property
     def one_sided(self) -> tuple[Tensor, Tensor]:
-        """Every picture of every pair and its partner: rows and partners, (2B,) each.
+        """Every picture of every pair and its partner, as rows and partners, (2B,) each.
 
         First all first pictures, then all second ones; `two_sided` puts maps back into pairs.
         """

@@ -73,13 +73,13 @@ class Explanation:
 
     @property
     def blank(self) -> dict[str, tuple[bool, bool]]:
-        """For both kinds of heatmap: whether the maps of a and b are zero everywhere."""
+        """Whether the maps of a and b are zero everywhere, for both kinds of heatmap."""
         kinds = {"factual": self.factual, "counterfactual": self.counterfactual}
         return {name: (not a.any(), not b.any()) for name, (a, b) in kinds.items()}
 
     @property
     def top(self) -> float:
-        """The largest value of all four heatmaps: the end of a colour scale they share."""
+        """The largest value of all four heatmaps, the end of a colour scale they share."""
         return max(float(m.max()) for m in (*self.factual, *self.counterfactual))
 
     def _repr_png_(self) -> bytes:

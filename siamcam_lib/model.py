@@ -124,7 +124,7 @@ class SiameseNet(nn.Module):
 
     @property
     def looks(self) -> int:
-        """How often the network looks at a picture: once, or five times."""
+        """How often the network looks at a picture, 1 or 5."""
         return 5 if isinstance(self.backbone, FiveLooks) else 1
 
     @property

@@ -46,7 +46,7 @@ class Run:
 
     @property
     def anchors(self) -> list[str]:
-        """Name of the picture each test pair belongs to: the same in every seed."""
+        """Name of the picture each test pair belongs to, the same in every seed."""
         return [self.pairs.images.items[i] for i in self.pairs.a]
 
     @property

@@ -80,7 +80,7 @@ class ImageSet:
 
     @property
     def origin(self) -> str:
-        """``"scenes"``, ``"photographs"`` or ``"folder"``: pages must say which they show."""
+        """``"scenes"``, ``"photographs"`` or ``"folder"``; pages must say which they show."""
         return self.source.origin
 
     def image(self, index: int) -> Image.Image:

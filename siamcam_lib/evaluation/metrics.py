@@ -48,7 +48,7 @@ class Report:
 
     @property
     def confusion(self) -> np.ndarray:
-        """(2, 2) counts: row is the truth, column the judgement; 0 similar, 1 dissimilar."""
+        """(2, 2) counts; row is the truth, column the judgement; 0 similar, 1 dissimilar."""
         judged = (self.score >= self.threshold).astype(int)
         return np.bincount(self.label * 2 + judged, minlength=4).reshape(2, 2)
 

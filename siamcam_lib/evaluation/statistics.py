@@ -124,8 +124,8 @@ class Comparison:
 
     def __str__(self) -> str:
         return (
-            f"accuracy {self.accuracy:+.3f}, AUC {self.auc:+.3f}; {self.gained} pairs gained, "
-            f"{self.lost} lost, p = {self.p:.2g}"
+            f"accuracy {self.accuracy:+.3f}, AUC {self.auc:+.3f};\n"
+            f"{self.gained} pairs gained, {self.lost} lost, p = {self.p:.2g}"
         )
 
     __repr__ = __str__
