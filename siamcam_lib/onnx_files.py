@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import math
+import os
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -213,6 +214,8 @@ def unzips(data: bytes) -> bool:
 
 def session(model: bytes) -> Any:
     """What runs a model on one core: an ``onnxruntime.InferenceSession``."""
+    # When it is imported it would begin to keep a record of its use in the reader's home.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime  # a tenth of a second, for those who need it
 
     options = onnxruntime.SessionOptions()

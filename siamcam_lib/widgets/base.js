@@ -86,10 +86,11 @@ function blend(grey, heat, top, opacity, colours, pixels) {
   }
 }
 
-/** Colours as the stops of a CSS gradient. */
-function gradient(colours) {
-  const stops = Array.from({ length: 17 }, (_, k) => 3 * Math.min(255, 16 * k));
-  return stops.map((k) => `rgb(${colours.slice(k, k + 3).join(" ")})`).join();
+/** What `blend` makes of rising heat on a middle grey, as the stops of a CSS gradient. */
+function gradient(colours, opacity) {
+  const heat = Array.from({ length: 17 }, (_, k) => k), pixels = new Uint8ClampedArray(4 * heat.length);
+  blend(heat.map(() => 128), heat, heat.at(-1), opacity, colours, pixels);
+  return heat.map((k) => `rgb(${pixels.slice(4 * k, 4 * k + 3).join(" ")})`).join();
 }
 
 // --- the page -----------------------------------------------------------------------------------

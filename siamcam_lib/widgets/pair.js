@@ -173,7 +173,6 @@ function render({ model, el }) {
     place: () => (place?.side === side ? place.p : null),
   }));
   el.classList.add("siamcam");
-  el.style.setProperty("--colours", gradient(colours));
   // what is chosen with stands above what changes its height
   const strips = make("div", { class: "siamcam-sides" }, ...sides.map(({ strip }) => strip.element));
   const pictures = make("div", { class: "siamcam-sides" }, ...sides.map(({ element }) => element));
@@ -217,6 +216,7 @@ function render({ model, el }) {
       threshold: model.get("threshold"),
     });
     last = { seen, items, shape };
+    el.style.setProperty("--colours", gradient(colours, model.get("opacity")));
     const { kind, decision } = seen;
     const tallest = Math.max(...items.map(({ picture }) => picture.height / picture.width));
     pictures.style.setProperty("--tall", Math.min(tallest, 1.25));

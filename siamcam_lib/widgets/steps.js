@@ -100,7 +100,7 @@ function render({ model, el }) {
   const board = make("div", { class: "siamcam-steps" });
   const drawn = course();
   el.classList.add("siamcam");
-  el.style.setProperty("--colours", gradient(colours));
+  el.style.setProperty("--colours", gradient(colours, opacity));
   el.replaceChildren(verdict, words, board, key,
     make("div", { class: "siamcam-charts siamcam-course" }, drawn.element),
     make("p", { class: "siamcam-note" }, `Of ${count} channels ${sides[0].active} are not silent in ` +

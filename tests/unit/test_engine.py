@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import gzip
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import torch
 
 import siamcam_lib as sc
 from siamcam_lib import engine as engines
-from siamcam_lib import onnx_files
+from siamcam_lib import files, onnx_files
 from siamcam_lib.engine import LEAST, engine
 from siamcam_lib.errors import ModelError
 
@@ -218,3 +221,16 @@ class TestKept:
         (tmp_path / "file").write_text("no folder")
         monkeypatch.setenv("SIAMCAM_CACHE", str(tmp_path / "file" / "cache"))
         assert engine(net, LEAST) is not None
+
+
+def test_nobody_keeps_a_record_of_its_use(tmp_path):
+    """ONNX Runtime would, in the home of whoever imports it, and later send it."""
+    code = (
+        "import siamcam_lib as sc, torch\n"
+        "net = sc.SiameseNet(image_size=160).eval()\n"
+        "assert net.look(torch.zeros(1, 3, 160, 160)).shape[-1] == 5\n"
+        "import sys; assert 'onnxruntime' in sys.modules"
+    )
+    home = {"HOME": str(tmp_path), "SIAMCAM_CACHE": str(files.cache_home())}
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | home)
+    assert [p for p in tmp_path.rglob("*") if "onnx" in p.name.lower()] == []
