@@ -887,3 +887,19 @@ class TestModelsOfPages:
         nbformat.write(found, path)
         with pytest.raises(BookError, match="could not be made ready: .*run it again"):
             models(root, tmp_path / "models")
+
+
+@pytest.mark.parametrize("driver", [True, False])
+def test_a_graphics_card_is_hidden_only_where_there_is_no_driver(driver, monkeypatch):
+    module = importlib.import_module("siamcam_lib.book.execution")
+
+    def load(name: str) -> None:
+        if not driver:
+            raise OSError(name)
+
+    monkeypatch.setattr(module.ctypes, "CDLL", load)
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    monkeypatch.setattr(module.Path, "exists", lambda place: False)  # nor is another maker's there
+    assert module._no_card() == ({} if driver else {"CUDA_VISIBLE_DEVICES": ""})
+    monkeypatch.setattr(module.Path, "exists", lambda place: str(place) == "/dev/kfd")
+    assert module._no_card() == {}
