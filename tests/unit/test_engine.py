@@ -224,7 +224,7 @@ class TestKept:
 
 
 def test_nobody_keeps_a_record_of_its_use(tmp_path):
-    """ONNX Runtime would, in the home of whoever imports it, and later send it."""
+    """ONNX Runtime would, in the home of whoever imports it."""
     code = (
         "import siamcam_lib as sc, torch\n"
         "net = sc.SiameseNet(image_size=160).eval()\n"
