@@ -1,7 +1,8 @@
 """Figures of the book: pictures, pairs, scores, training and explanations.
 
 Used by every chapter. One colour for each idea throughout: similar pairs, dissimilar pairs, image
-A, image B; heatmaps use a perceptually uniform scale that the colour-blind can read.
+A, image B, each kind of map; heatmaps use a perceptually uniform scale that the colour-blind can
+read.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ from siamcam_lib.training import Fit
 
 SIMILAR, DISSIMILAR, NEUTRAL = "#0072B2", "#D55E00", "#6b7280"
 """Okabe and Ito's blue and vermilion: told apart by every kind of colour vision."""
+IMAGE_A, IMAGE_B = "#009E73", "#CC79A7"
+"""Their green and purple: what belongs to one picture of a pair, or to the other."""
+FACTUAL, COUNTERFACTUAL, SHARED, SELF = "#332288", "#999933", "#882255", "#44AA99"
+"""Tol's muted indigo, olive, wine and teal: curves of a kind of map."""
+ONE, ANOTHER = "#E69F00", "#56B4E9"
+"""Okabe and Ito's orange and sky blue: two things compared that are none of these."""
 HEAT, OPACITY = "inferno", 0.85
 FAINT = 0.1
 """Share of the scale below which nobody sees a heatmap on its picture."""
