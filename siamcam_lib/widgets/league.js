@@ -97,7 +97,7 @@ function render({ model, el }) {
   const words = make("p", { class: "siamcam-words siamcam-limits" });
   el.classList.add("siamcam");
   el.replaceChildren(verdict, box, words, make("p", { class: "siamcam-note" },
-    make("b", {}, "Bold"), ": the 95 % interval overlaps that of the column’s best. More colour: " +
+    make("b", {}, "Bold"), ": the 95% interval overlaps that of the column’s best. More colour: " +
     "better placed in its column. A click on a head puts its best first, another its worst."));
 
   const sort = (key) => {

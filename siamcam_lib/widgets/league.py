@@ -228,7 +228,7 @@ def _still(shown: dict[str, Any]) -> bytes:
     axis.set_title(shown["name"], fontsize=10)
     axis.set_xlabel(
         "↑ high is better, ↓ low is better. Darker: better placed in its column.\n"
-        "Bold: the 95 % interval overlaps that of the column’s best.", fontsize=8,
+        "Bold: the 95% interval overlaps that of the column’s best.", fontsize=8,
     )  # fmt: skip
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=160)

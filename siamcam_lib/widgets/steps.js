@@ -63,7 +63,7 @@ function course() {
     element.innerHTML = `<svg viewBox="0 0 340 136" role="img" aria-label="distance of the sum from
       the final map, by number of channels">
       <path class="grid" d="M44 ${y(1)}H330"/><path class="axis" d="M44 12V100H330"/>${lines.join("")}
-      <text x="40" y="${y(1) + 4}" text-anchor="end">100 %</text>
+      <text x="40" y="${y(1) + 4}" text-anchor="end">100%</text>
       <text x="40" y="104" text-anchor="end">0</text>
       <text x="330" y="10" text-anchor="end">distance from the final map: A line, B dots</text>
       <text x="44" y="116" text-anchor="middle">0</text>
