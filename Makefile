@@ -38,7 +38,7 @@ help: ## this list
 	@echo "  DATA=auto|scenes|real|FOLDER  PROFILE=quick|full  SEED=0  ONLY=book/cases/flowers  FRESH=1"
 	@echo "  TORCH_BACKEND=cpu  PYTHON=python3.12"
 
-book: $(READY) ## run every chapter that changed, build the site, say where it is
+book: $(READY) ## run every chapter that changed, build the site if need be, say where it is
 	@$(PY) -m siamcam_lib.book --data "$$DATA" --profile "$$PROFILE" --seed "$$SEED" \
 	  $(if $(ONLY),--only "$$ONLY") $(if $(FRESH),--fresh)
 

@@ -93,8 +93,8 @@ class Explanation:
 
     def __repr__(self) -> str:
         return (
-            f"Explanation({self.decision}: similarity {self.similarity:.3f}, "
-            f"similar from {1 - self.threshold:.3f} on, {self.method})"
+            f"Explanation({self.decision}: dissimilarity {self.dissimilarity:.3f}, "
+            f"dissimilar from {self.threshold:.3f} on, {self.method})"
         )
 
     def plot(self, **options: Any) -> Figure:

@@ -241,15 +241,18 @@ class SiameseNet(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write configuration and weights as one safetensors file, whole or not at all.
 
+        Equal networks give equal files, byte for byte.
+
         Raises:
             ModelError: if the file cannot be written.
         """
         # clones: a backbone of one's own may hold one tensor under two names
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
-        metadata = {"format": FORMAT, "config": json.dumps(self.config)}
+        # one entry: safetensors writes several in an order that differs from run to run
+        config = json.dumps({"format": FORMAT} | self.config, sort_keys=True)
         try:
             with whole_file(path) as temporary:
-                save_file(tensors, temporary, metadata=metadata)
+                save_file(tensors, temporary, metadata={"config": config})
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path} cannot be written ({error}); choose another.") from error
 
@@ -314,11 +317,14 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             "read; pickled checkpoints (.pt, .pth) can run code and are refused."
         ) from error
     try:
-        if metadata["format"] != FORMAT:
-            raise ValueError(f"format {metadata['format']!r}, expected {FORMAT!r}")
         config = json.loads(metadata["config"])
-        settings = {"backbone", "embed_dim", "normalize", "image_size"}
-        if not isinstance(config, dict) or set(config) - {"looks"} != settings:
+        if not isinstance(config, dict):
+            raise ValueError(f"configuration {config}")
+        # in files of earlier versions it is an entry of its own
+        written = metadata["format"] if "format" in metadata else config.pop("format")
+        if written != FORMAT:
+            raise ValueError(f"format {written!r}, expected {FORMAT!r}")
+        if set(config) - {"looks"} != {"backbone", "embed_dim", "normalize", "image_size"}:
             raise ValueError(f"configuration {config}")
         if not isinstance(config["backbone"], str):
             raise ValueError(f"backbone {config['backbone']!r}")

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,8 @@ from lightning.fabric.plugins.environments import (
 )
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
+from tqdm.auto import tqdm
+from tqdm.notebook import tqdm_notebook
 
 from siamcam_lib.errors import SiamcamError
 
@@ -184,6 +187,26 @@ def _cannot(count: Any, error: Exception) -> str:
         "it has GPUs, or any number where there is none: torchrun --nproc-per-node=N, or srun "
         "--ntasks-per-node=N."
     )
+
+
+def step(what: str, progress: bool = True) -> bool:
+    """Begin a step of work that takes long: whether to show a bar while it goes on.
+
+    At a terminal and in a notebook a bar moves. Elsewhere, in a log, there is a line on stderr.
+
+    Args:
+        what: The line.
+        progress: False shows neither.
+
+    Example:
+        >>> step("features of 3 images", progress=False)
+        False
+    """
+    terminal = sys.stderr.isatty() and sys.stdout.isatty()  # Lightning's bars are on stdout
+    bar = terminal or issubclass(tqdm, tqdm_notebook)
+    if progress and not bar:
+        print(what, file=sys.stderr, flush=True)
+    return progress and bar
 
 
 @contextmanager

@@ -132,7 +132,10 @@ class show:
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         shown = {"text/plain": repr(self), "text/html": _html(self.records)}
-        return shown, {KEPT: [asdict(r) for r in self.records]}
+        # measures as a list: a notebook's keys are sorted, and @10 would come before @5
+        return shown, {
+            KEPT: [asdict(r) | {"measures": [*r.measures.items()]} for r in self.records]
+        }
 
     def __repr__(self) -> str:
         return markdown(self.records)
@@ -199,7 +202,7 @@ def _cells(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
 
 
 def _record(row: dict[str, Any]) -> Record:
-    measures = {name: Estimate(*estimate) for name, estimate in row["measures"].items()}
+    measures = {name: Estimate(*estimate) for name, estimate in row["measures"]}
     return Record(**{**row, "measures": measures, "seeds": tuple(row["seeds"])})
 
 

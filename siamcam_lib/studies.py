@@ -140,6 +140,7 @@ def study(
 
     Raises:
         EvaluationError: if there is no seed, or `prepare` changes how many test pictures there are.
+        PairError: if the images cannot be split by one of the seeds; told before any training.
 
     Example:
         >>> import siamcam_lib as sc
@@ -149,7 +150,9 @@ def study(
         >>> made.table().shape
         (4, 2)
     """
-    runs, folder = [], options.get("folder")
+    runs, folder, seeds = [], options.get("folder"), list(seeds)
+    for seed in seeds:  # remembered: what one cannot split is told before others are trained
+        _split(images, seed, grouped)
     for seed in seeds:
         start = time.perf_counter()
         parts = _split(images, seed, grouped)

@@ -38,7 +38,8 @@ from siamcam_lib.identity import identity
 from siamcam_lib.losses import Objective, objective
 from siamcam_lib.model import SiameseNet
 from siamcam_lib.pairs import Split, all_pairs, check_split
-from siamcam_lib.processes import Processes, processes, training_quietly
+from siamcam_lib.pairs.splitting import check_pairable
+from siamcam_lib.processes import Processes, processes, step, training_quietly
 
 
 @dataclass(frozen=True)
@@ -175,13 +176,15 @@ def fit(
             objects. What it looks up elsewhere (a global variable, a function it calls, the
             methods of a class) is not compared: change that, and choose another folder.
         cache: Feature cache of the frozen mode; by default the user's.
-        progress: Show progress bars.
+        progress: Show progress: bars at a terminal and in a notebook, elsewhere a line for each
+            epoch on stderr.
 
     Raises:
         TrainingError: if the loss is unknown or does not fit the network, the folder holds
             another training, cannot be written or is not the same for all processes, an epoch has
             fewer batches than there are processes, or the embeddings collapse or become NaN.
-        PairError: if the parts of the split share images.
+        PairError: if the parts of the split share images, or the training or the validation part
+            has no similar pair or no dissimilar one.
 
     Example:
         >>> import siamcam_lib as sc
@@ -202,6 +205,8 @@ def fit(
     if threshold is not None and not 0 < threshold < 1:
         raise TrainingError(f"A threshold lies strictly between 0 and 1, not at {threshold!r}.")
     check_split(split)
+    for name, part in (("training", split.train), ("validation", split.val)):
+        check_pairable(name, part)
     if not views:
         raise TrainingError("views is empty; give at least one view of the training pictures.")
     recipe = recipe or (FINETUNE if finetune else FROZEN)
@@ -289,11 +294,14 @@ class _PooledViews(Dataset):
 
 def _frozen(net, split, recipe, views, cache, progress):
     """Training data, validation input and embedding function of the frozen mode."""
-    read = {"cache": cache, "progress": progress}
-    # each look is a view of its own to learn from; what is judged by is their mean
-    seen = [looks_pooled(net, split.train, view=view, **read) for view in views]
+    seen = []  # each look is a view of its own to learn from; what is judged by is their mean
+    for turn, view in enumerate(views, 1):
+        what = f"features of {len(split.train)} training images, view {turn} of {len(views)}"
+        bar = step(what, progress)
+        seen.append(looks_pooled(net, split.train, view=view, cache=cache, progress=bar))
     seen = torch.cat(seen, dim=1).transpose(0, 1).contiguous()  # (V·L, n, K)
-    val = pooled_features(net, split.val, **read)
+    bar = step(f"features of {len(split.val)} validation images", progress)
+    val = pooled_features(net, split.val, cache=cache, progress=bar)
 
     def embed(pooled: Tensor) -> Tensor:
         if torch.is_grad_enabled() and recipe.dropout:
@@ -497,6 +505,17 @@ class _WholeCheckpoints(TorchCheckpointIO):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+class _LineAnEpoch(L.Callback):
+    """Progress in a log, which keeps every state of a bar."""
+
+    def on_validation_end(self, trainer, task):
+        e = task.history[-1]
+        step(
+            f"epoch {e['epoch'] + 1} of {trainer.max_epochs}: loss {e['train_loss']:.3f}, "
+            f"validation AUC {e['val_auc']:.3f}, {e['seconds']:.1f} s"
+        )
+
+
 def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -> int:
     """Train; return the epoch at which an interrupted training was taken up, or 0."""
     callbacks: list[L.Callback] = []
@@ -516,8 +535,10 @@ def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -
                 task.on_load_checkpoint(kept)
                 return resumed_at
             epochs = resumed_at  # several make sure that all have finished
-    if progress:
+    if bar := step("training", progress):
         callbacks.append(TQDMProgressBar(refresh_rate=5, leave=False))
+    elif progress:
+        callbacks.append(_LineAnEpoch())
     with training_quietly():
         # Apple's GPU has neither the threshold's float64 nor the losses' pdist.
         cuda = task.finetune and torch.cuda.is_available()
@@ -528,7 +549,7 @@ def _run(task: _Task, record: dict, folder: str | Path | None, progress: bool) -
             callbacks=callbacks,
             plugins=[_WholeCheckpoints()],
             enable_checkpointing=folder is not None,
-            enable_progress_bar=progress,
+            enable_progress_bar=bar,
             num_sanity_val_steps=0,
             reload_dataloaders_every_n_epochs=1,
         )

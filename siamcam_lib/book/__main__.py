@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from siamcam_lib.book.build import build
+from siamcam_lib.book.build import build, is_built, summary
 from siamcam_lib.book.run import run_chapters, with_results
 from siamcam_lib.errors import SiamcamError
 
@@ -32,17 +33,20 @@ def main(arguments: list[str] | None = None) -> int:
         help="run only the chapters whose numbers stand on the results page",
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="run every chapter, also those with nothing changed"
+        "--fresh",
+        action="store_true",
+        help="run every chapter and build the site, also where nothing has changed",
     )
     chosen = parser.parse_args(arguments)
     limits: dict[str, Any] = (
         {} if chosen.profile == "quick" else {"cell_timeout": 36e3, "chapter_timeout": 72e3}
     )
-    output = chosen.root / "_build"
+    stage, site = (chosen.root / "_build" / name for name in ("stage", "html"))
+    first, start = site.resolve() / "index.html", time.monotonic()
     try:
         run_chapters(
             chosen.root,
-            output / "stage",
+            stage,
             data=chosen.data,
             profile=chosen.profile,
             seed=chosen.seed,
@@ -50,13 +54,19 @@ def main(arguments: list[str] | None = None) -> int:
             reuse=not chosen.fresh,
             **limits,
         )
-        build(chosen.root, output / "stage", output / "html")
+        if not chosen.fresh and is_built(chosen.root, stage, site):
+            print("Nothing that goes into the pages has changed, so they stay as they are.")
+        else:
+            build(chosen.root, stage, site)
+            print(summary(stage))
     except SiamcamError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; chapters that had ended are kept in", output / "stage", file=sys.stderr)
+        print("\nstopped; chapters that had ended are kept in", stage, file=sys.stderr)
         return 130
+    print(f"This took {time.monotonic() - start:.1f} s from beginning to end.")
+    print(f"The book is at {first}", flush=True)
     return 0
 
 

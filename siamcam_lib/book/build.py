@@ -18,6 +18,7 @@ import yaml
 
 from siamcam_lib.book.models import models
 from siamcam_lib.book.run import ChapterRun, page_names, recorded_runs, writing
+from siamcam_lib.book.unchanged import MADE, is_rendered, note_rendered, site_key
 from siamcam_lib.book.vendor import vendor
 from siamcam_lib.errors import BookError
 
@@ -43,17 +44,19 @@ def build(root: Path | str, stage: Path | str, out: Path | str | None = None) ->
     """
     root, stage = Path(root).resolve(), Path(stage).resolve()
     out = Path(out).resolve() if out else root / "_build" / "html"
-    runs, names = recorded_runs(stage), page_names(stage)
+    recorded_runs(stage)  # or there is nothing to render
+    first = page_names(stage)[0]
     with writing(stage):
-        vendor(stage / "book" / "_static" / "vendor")
+        key = site_key(stage, root)
+        vendor(stage / MADE[0])
         print("readying the models that run in pages ...", flush=True)
-        models(stage, stage / "book" / "_static" / "models")
+        models(stage, stage / MADE[1])
     work, old = (out.with_name(f".{out.name}-{state}") for state in ("in-work", "old"))
     with writing(out):
         shutil.rmtree(work, ignore_errors=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         _render(stage, work, out.with_name(f"{out.name}.log"))
-        _write_front_door(stage, work / "_build" / "html", names[0])
+        _write_front_door(stage, work / "_build" / "html", first)
         # two renamings: at no moment is a half site in its place
         shutil.rmtree(old, ignore_errors=True)
         if out.exists():
@@ -61,20 +64,49 @@ def build(root: Path | str, stage: Path | str, out: Path | str | None = None) ->
         os.replace(work / "_build" / "html", out)
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
-    first = out / "index.html"
-    print(table(runs))
-    if missing := [name for name in names if name not in {run.name for run in runs}]:
-        print(f"Not run yet, and shown without results: {', '.join(missing)}.")
-    print(f"The book is at {first}", flush=True)
-    return first
+        note_rendered(out, key)
+    return out / "index.html"
 
 
-def table(runs: list[ChapterRun]) -> str:
-    """How long each chapter took, as lines of text."""
-    rows = [(r.name, f"{r.seconds:.1f} s" if r.executed else "prose") for r in runs]
-    rows.append(("together", f"{sum(r.seconds for r in runs):.1f} s"))
+def is_built(root: Path | str, stage: Path | str, out: Path | str) -> bool:
+    """Whether `build` would render the very site that is there; what is uncertain counts as no.
+
+    Args:
+        root: Folder of the book.
+        stage: What `run_chapters` made.
+        out: Folder of the site.
+    """
+    root, stage, out = (Path(folder).resolve() for folder in (root, stage, out))
+    with writing(stage):
+        return is_rendered(out, site_key(stage, root))
+
+
+def summary(stage: Path | str) -> str:
+    """What was run and how long it took, as lines of text.
+
+    Args:
+        stage: What `run_chapters` made.
+
+    Raises:
+        BookError: Nothing was staged.
+    """
+    runs = recorded_runs(stage)
+    chapters = [run for run in runs if run.executed]
+    lines = [table(chapters)] if chapters else []
+    lines.append(f"chapters: {len(chapters)}; pages of prose: {len(runs) - len(chapters)}")
+    known = {run.name for run in runs}
+    if missing := [name for name in page_names(stage) if name not in known]:
+        lines.append(f"Not run yet, and shown without results: {', '.join(missing)}.")
+    return "\n".join(lines)
+
+
+def table(chapters: list[ChapterRun]) -> str:
+    """How long each chapter took, and the sum, as lines of text."""
+    rows = [(run.name, run.seconds) for run in chapters]
+    rows.append(("sum of these, some of which ran at once", sum(run.seconds for run in chapters)))
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:<{width}}  {time:>9}" for name, time in rows)
+    lines = [f"  {name:<{width}}  {seconds:7.1f} s" for name, seconds in rows]
+    return "\n".join(["How long each chapter took when it was last run:", *lines])
 
 
 def _write_front_door(stage: Path, site: Path, first: str) -> None:

@@ -11,26 +11,26 @@ WIPE = "\r\033[K"  # back to the start of the terminal's line, and clear it
 
 
 class Board:
-    """Progress: one line for each page that ended, and a clock for those that run.
+    """Progress: one line for each chapter that ended, and a clock for those that run.
 
     Where a person watches, the clock is the last line and moves twice a second; in a log it is a
     line of its own once a minute.
 
     Args:
-        pages: How many will end.
+        chapters: How many will end.
     """
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, chapters: int) -> None:
         self.stopped = threading.Event()
         self._lock = threading.Lock()
         self._live = sys.stdout.isatty()
         self._every = 0.5 if self._live else 60.0  # seconds
-        self._pages, self._ended = pages, 0
+        self._chapters, self._ended = chapters, 0
         self._running: list[Line] = []
         self._shown = time.monotonic()
 
     def start(self, line: Line) -> None:
-        """A page is being run."""
+        """A chapter is being run."""
         with self._lock:
             self._running.append(line)
             if not self._live:
@@ -51,16 +51,16 @@ class Board:
                 print(f"  running: {text}", flush=True)
 
     def end(self, line: Line, result: str) -> None:
-        """A page has ended, with this result."""
+        """A chapter has ended, with this result."""
         with self._lock:
             self._running.remove(line)
             self._ended += 1
-            place = f"[{self._ended}/{self._pages}]"
+            place = f"[{self._ended}/{self._chapters}]"
             print(f"{WIPE if self._live else ''}{place} {line.title}  {result}", flush=True)
 
 
 class Line:
-    """What a board says of one page."""
+    """What a board says of one chapter."""
 
     def __init__(self, board: Board, title: str) -> None:
         self.title = title
@@ -75,7 +75,7 @@ class Line:
         return f"in cell {self.cell[0] + 1} of {self.cell[1]}" if self.cell else "at its start"
 
     def state(self, now: float) -> str:
-        """How long the page has been running, and where it is."""
+        """How long the chapter has been running, and where it is."""
         place = f", {self.where}" if self.cell and self.cell[0] < self.cell[1] else ""
         return f"{self.title}  {now - self._start:.0f} s{place}"
 
@@ -86,5 +86,5 @@ class Line:
         self._board.tick()
 
     def end(self, result: str) -> None:
-        """The page has ended, with this result."""
+        """The chapter has ended, with this result."""
         self._board.end(self, result)

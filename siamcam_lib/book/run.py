@@ -14,10 +14,10 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -27,7 +27,7 @@ import yaml
 from siamcam_lib.book.execution import Executor
 from siamcam_lib.book.progress import Board, Line
 from siamcam_lib.book.same import settled
-from siamcam_lib.book.unchanged import run_key
+from siamcam_lib.book.unchanged import run_keys
 from siamcam_lib.datasets import load_folder
 from siamcam_lib.errors import BookError, DataError, SiamcamError
 from siamcam_lib.files import expanded, shown, whole_file
@@ -169,50 +169,47 @@ def run_chapters(
     if data not in ("auto", "scenes", "real"):
         data = _folder(data)
     known = {"data": data, "profile": profile, "seed": seed}
+    order, prose = list(every), {n: s for n, s in pages.items() if s.suffix == ".md"}
     with writing(stage):
-        keys = {name: run_key(source, root, known) for name, source in pages.items()}
+        keys = run_keys(pages, root, known)
         if only is None:
             _wipe(stage, keys if reuse else {})
         kept = {run.name: run for run in _recorded(stage) if only is None}
         _copy_surroundings(root, stage)
-        for name in pages.keys() - kept.keys():  # not yet, and a run that is cut off is none
-            _record(name, None, stage, list(every))
+        kept |= {n: _stage_prose(n, source, stage, keys[n]) for n, source in prose.items()}
+        # all others are not run yet, and a run that is cut off is none
+        _record({name: kept.get(name) for name in pages}, stage, order)
         if only is not None:
-            _stage_not_run({n: s for n, s in every.items() if n not in pages}, stage, list(every))
+            _stage_not_run({n: s for n, s in every.items() if n not in pages}, stage, order)
 
-    workers = max(1, min(workers or CHAPTERS_AT_ONCE, _cores(), len(pages)))
-    board, noting = Board(len(pages)), threading.Lock()
+    to_run = {n: source for n, source in pages.items() if n not in kept}
+    workers = max(1, min(workers or CHAPTERS_AT_ONCE, _cores(), len(to_run)))
+    print(_plan(len(pages) - len(prose), len(to_run), len(prose), workers), flush=True)
+    board, noting = Board(len(to_run)), threading.Lock()
 
     def one(name: str, source: Path) -> ChapterRun | str:
-        """Run a page; what went wrong, if something did."""
+        """Run a chapter; what went wrong, if something did."""
         line = Line(board, name)
-        if name in kept:
-            line.end(f"unchanged since it was run ({kept[name].seconds:.1f} s)")
-            return kept[name]
+        job = {"source": str(source), "parameters": known, "cell_timeout": cell_timeout}
         try:
             with writing(stage):
-                run = _run_page(
-                    name, source, stage, known, cell_timeout, chapter_timeout, executor, line
-                )
+                run = _run_chapter(name, keys[name], job, stage, chapter_timeout, executor, line)
         except BookError as error:
             line.end("failed")
             with noting:
-                _record(name, None, stage, list(every))
+                _record({name: None}, stage, order)
             return str(error)
-        line.end(f"{run.seconds:.1f} s" if run.executed else "prose")
-        run = replace(run, key=keys[name])
+        line.end(f"{run.seconds:.1f} s")
         with noting, writing(stage):
-            _record(name, run, stage, list(every))
+            _record({name: run}, stage, order)
         return run
 
-    to_run = [s for n, s in pages.items() if n not in kept and s.suffix == ".ipynb"]
-    print(f"chapters to run: {len(to_run)}, {workers} at a time, the longest first", flush=True)
-    executor = Executor(root, max(1, _cores() // workers), to_run)
+    executor = Executor(root, max(1, _cores() // workers), to_run.values())
     with executor, ThreadPoolExecutor(workers) as pool:
-        longest_first = sorted(pages, key=lambda name: -_weight(pages[name]))
-        runs = {n: pool.submit(one, n, pages[n]) for n in longest_first}
+        longest_first = sorted(to_run, key=lambda name: -_weight(to_run[name]))
+        runs = {n: pool.submit(one, n, to_run[n]) for n in longest_first}
         try:
-            ended = [runs[name].result() for name in pages]
+            ended = [kept[name] if name in kept else runs[name].result() for name in pages]
         except BaseException:  # Ctrl-C: what runs is ended, what waits is not begun
             pool.shutdown(wait=False, cancel_futures=True)
             board.stopped.set()
@@ -220,6 +217,14 @@ def run_chapters(
     if failures := [found for found in ended if isinstance(found, str)]:
         raise BookError("\n".join(failures))
     return [run for run in ended if isinstance(run, ChapterRun)]
+
+
+def _plan(chapters: int, to_run: int, prose: int, workers: int) -> str:
+    """How many chapters and pages of prose there are, and what is done with them."""
+    said = f"chapters to run: {to_run}"
+    said += f", {workers} at a time, the longest first" if to_run else ""
+    said += f"; unchanged since they were run: {chapters - to_run}" if to_run < chapters else ""
+    return f"{said}; pages of prose: {prose}" if prose else said
 
 
 def with_results(root: Path | str) -> list[str]:
@@ -318,9 +323,7 @@ def _wipe(stage: Path, keys: dict[str, str]) -> None:
     if not kept:
         shutil.rmtree(stage, ignore_errors=True)
         return
-    for run in recorded:
-        if run.name not in kept:
-            _record(run.name, None, stage, list(keys))
+    _record({run.name: None for run in recorded if run.name not in kept}, stage, list(keys))
     wanted = {stage / RUNS_FILE, *kept.values()}
     for path in sorted(stage.rglob("*"), reverse=True):  # what lies in a folder before the folder
         if path.is_dir() and not path.is_symlink():
@@ -335,32 +338,47 @@ def _recorded(stage: Path) -> list[ChapterRun]:
     return recorded_runs(stage) if (stage / RUNS_FILE).is_file() else []
 
 
-def _record(name: str, run: ChapterRun | None, stage: Path, order: list[str]) -> None:
-    """Replace what the record holds of the page `name`; a page that failed was not run."""
-    runs = [r for r in _recorded(stage) if r.name != name and r.name in order]
-    runs += [run] if run else []
-    if not runs:
+def _record(found: Mapping[str, ChapterRun | None], stage: Path, order: list[str]) -> None:
+    """Replace what the record holds of some pages; None for a page that was not run."""
+    known = {run.name: run for run in _recorded(stage)} | dict(found)
+    rows = [
+        {**asdict(run), "path": run.path.relative_to(stage).as_posix()}
+        for name in order
+        if (run := known.get(name))
+    ]
+    if not rows:
         (stage / RUNS_FILE).unlink(missing_ok=True)
         return
-    runs.sort(key=lambda r: order.index(r.name))
-    rows = [{**asdict(r), "path": r.path.relative_to(stage).as_posix()} for r in runs]
     with whole_file(stage / RUNS_FILE) as temporary:
         temporary.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+def _stage_prose(name: str, source: Path, stage: Path, key: str = "") -> ChapterRun:
+    """Stage a page of prose as it is."""
+    target = _place(name, source, stage)
+    shutil.copyfile(source, target)
+    return ChapterRun(name, target, 0.0, False, {}, key)
+
+
+def _place(name: str, source: Path, stage: Path) -> Path:
+    """Where a page is staged, in a folder that is there."""
+    target = stage / f"{name}{source.suffix}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def _stage_not_run(pages: dict[str, Path], stage: Path, order: list[str]) -> None:
     """Stage those of `pages` that the record does not know: prose as it is, chapters unrun."""
     known = {run.name for run in _recorded(stage) if run.path.is_file()}
+    prose = {}
     for name, source in pages.items():
         if name in known:
             continue
-        target = stage / f"{name}{source.suffix}"
-        target.parent.mkdir(parents=True, exist_ok=True)
         if source.suffix == ".md":
-            shutil.copyfile(source, target)
-            _record(name, ChapterRun(name, target, 0.0, False, {}), stage, order)
+            prose[name] = _stage_prose(name, source, stage)
         else:
-            _stage_unrun_chapter(name, source, target)
+            _stage_unrun_chapter(name, source, _place(name, source, stage))
+    _record(prose, stage, order)
 
 
 def _stage_unrun_chapter(name: str, source: Path, target: Path) -> None:
@@ -396,33 +414,22 @@ def _copy_surroundings(root: Path, stage: Path) -> None:
         shutil.copytree(root / "book", stage / "book", ignore=not_pages, dirs_exist_ok=True)
 
 
-def _run_page(
+def _run_chapter(
     name: str,
-    source: Path,
+    key: str,
+    job: dict[str, Any],
     stage: Path,
-    known: dict[str, Any],
-    cell_timeout: float,
-    chapter_timeout: float,
+    timeout: float,
     executor: Executor,
     line: Line,
 ) -> ChapterRun:
-    target = stage / f"{name}{source.suffix}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.suffix == ".md":
-        shutil.copyfile(source, target)
-        return ChapterRun(name, target, 0.0, False, {})
+    target = _place(name, Path(job["source"]), stage)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="siamcam-chapter-") as scratch:
-        job = {
-            "source": str(source),
-            "target": str(target),
-            "scratch": scratch,
-            "parameters": known,
-            "cell_timeout": cell_timeout,
-        }
-        answer = executor.execute(job, chapter_timeout, line)
+        job = job | {"target": str(target), "scratch": scratch}
+        answer = executor.execute(job, timeout, line)
     if "error" in answer:
         raise BookError(f"Chapter {name}: {answer['error']} The notebook is kept: {target}")
     target.write_text(settled(nbformat.read(target, as_version=4)), encoding="utf-8")
     seconds = time.monotonic() - start
-    return ChapterRun(name, target, round(seconds, 1), True, answer["parameters"])
+    return ChapterRun(name, target, round(seconds, 1), True, answer["parameters"], key)

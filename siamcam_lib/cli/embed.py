@@ -41,16 +41,18 @@ def embed(
     if not (output / "gallery.json").is_file():  # one that is finished may be of a read-only disk
         writable(output / "gallery.json")
     start = time.perf_counter()
-    with working() as watched:
+    with working():
         images = loaded(folder, skip, decode=False)  # each is decoded once, later
         from siamcam_lib import embedding
         from siamcam_lib.embedder import as_explainable
         from siamcam_lib.looking import Pictures
+        from siamcam_lib.processes import processes, step
 
         seeing = as_explainable(network(model))
+        bar = step(f"looking at {len(images)} pictures", processes().first)
         done = embedding.embed(
             output, seeing, Pictures(images),
-            batch_size=batch, images_per_shard=shard, progress=watched,
+            batch_size=batch, images_per_shard=shard, progress=bar,
         )  # fmt: skip
     if not done.first:
         return

@@ -36,14 +36,16 @@ def evaluate(folder: str, model: Path, output: Path, seed: int, skip: bool, as_j
     explained, every class against every other, and what the maps rest on. Take pictures that the
     network was not trained on: the command cannot know, and the numbers would flatter.
     """
-    writable(output)
-    with working() as watched:
+    writable(output, "a page (HTML)", ".html", ".htm")
+    with working():
         import siamcam_lib as sc
+        from siamcam_lib.processes import step
         from siamcam_lib.report import audit
 
         net = sc.SiameseNet.load(model)
         images = loaded(folder, skip)
-        found = audit(net, images, seed=seed, progress=watched)
+        found = audit(net, images, seed=seed, progress=step(f"judging {len(images)} images"))
+        step("writing the page")
         found.to_html(output)
     record = found.record() | {"model": str(model), "page": str(output)}
     advice = [readable(f"- {check.advice}") for check in found.checks if check.fires]

@@ -14,6 +14,7 @@ import click
 
 from siamcam_lib.cli.frame import PATH, as_json, model, readable, tell, working, writable
 from siamcam_lib.cli.network import network
+from siamcam_lib.errors import DataError
 
 if TYPE_CHECKING:
     from siamcam_lib import Explanation
@@ -22,8 +23,8 @@ FILES = ("explanation.png", "explanation.json", "explanation.html")
 
 EXAMPLE = """\b
 Examples:
-  siamcam explain a.jpg b.jpg -o out
-  siamcam explain a.jpg b.jpg -o out --model model.safetensors --method occlusion
+  siamcam explain a.jpg b.jpg -o untrained
+  siamcam explain a.jpg b.jpg -o trained --model model.safetensors --method occlusion
 """
 
 
@@ -40,21 +41,29 @@ def explain(a: Path, b: Path, output: Path, model: Path | None, method: str, as_
     Writes explanation.png, explanation.json and explanation.html, a page to send on. Without a
     model the pictures are compared by ImageNet features: at once, but not calibrated.
     """
+    if output.suffix in {Path(name).suffix for name in FILES} and not output.exists():
+        raise DataError(
+            f"{output} is to be a folder, for {', '.join(FILES)}, but is called like a file: "
+            f"call it {output.stem}."
+        )
     for name in FILES:
         writable(output / name)
-    with working() as watched:
+    with working():
         from siamcam_lib.datasets.images import as_image
 
         # before torch is loaded: a wrong path is told at once
         pictures = [as_image(a), as_image(b)]
         import siamcam_lib as sc
         from siamcam_lib.explainers import get
+        from siamcam_lib.processes import step
 
         explainer = get(method)
         seeing = network(model)
-        pair = sc.explain(seeing, *pictures, method=explainer, progress=watched)
+        bar = step(f"explaining by {explainer.name}")
+        pair = sc.explain(seeing, *pictures, method=explainer, progress=bar)
         found = cast(sc.Explanation, pair)
         record = described(found, (a, b), seeing, model)
+        step(f"writing {len(FILES)} files")
         write(output, found, record, seeing)
     written = {"written": [str(output / name) for name in FILES]}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from siamcam_lib.cli.frame import PATH, as_json, tell, working
+from siamcam_lib.cli.frame import PATH, as_json, readable, tell, working
 
 EXAMPLE = "\b\nExample:\n  siamcam fetch flowers"
 
@@ -21,6 +21,8 @@ def fetch(name: str, home: Path | None, as_json: bool) -> None:
     NAME is flowers, skin_cancer or airbnb. A cut download is resumed.
     """
     with working() as watched:
+        if not watched:
+            click.echo(readable(f"fetching and verifying {name}"), err=True)
         import siamcam_lib as sc
 
         folder = sc.datasets.fetch(name, home=home, progress=watched)

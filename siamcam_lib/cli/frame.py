@@ -98,12 +98,24 @@ def loaded(folder: str, skip: bool = False, *, decode: bool = True) -> ImageSet:
     return images
 
 
-def writable(path: Path) -> Path:
+def writable(path: Path, kind: str = "", *extensions: str) -> Path:
     """`path`, if a file can be written there: found out before the work, not after it.
 
+    Args:
+        path: As it was given; a name without an extension is taken as it is.
+        kind: What is written, in words.
+        extensions: Of such files, the usual one first; any other would mislead.
+
     Raises:
-        DataError: if it is a folder, or its own folder cannot be made or written.
+        DataError: if it has another extension, is a folder, or its own folder cannot be made or
+            written.
     """
+    if extensions and path.suffix.lower() not in ("", ".", *extensions):
+        stem = path.with_suffix("") if path.suffix[1:].isalpha() else path  # .001 is of the name
+        raise DataError(
+            f"{path} is no name for {kind}, which is what is written: "
+            f"call it {stem.name}{extensions[0]}, or give a name without an extension."
+        )
     try:
         if path.is_dir():
             raise DataError(f"{path} is a folder; name a file to write.")

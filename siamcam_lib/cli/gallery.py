@@ -32,7 +32,7 @@ EXAMPLE = "\b\nExample:\n  siamcam gallery photos -o explorer.html --model model
 @click.option("-o", "--output", type=PATH, required=True, help="Page to write, .html.")
 @model
 @click.option("--most", type=click.IntRange(2), metavar="N", default=60, show_default=True,
-              help="Pictures to choose from; fewer where 3 MB do not hold them.")  # fmt: skip
+              help="Pictures to show, 60 at most; fewer where 3 MB do not hold them.")  # fmt: skip
 @click.option(
     "--with-model",
     is_flag=True,
@@ -57,24 +57,55 @@ def gallery(
     drawn evenly from the classes. With --with-model whoever opens it can compare pictures of their
     own, which stay in their browser.
     """
-    writable(output)
-    with working() as watched:
+    writable(output, "a page (HTML)", ".html", ".htm")
+    with working():
         import siamcam_lib as sc
+        from siamcam_lib.processes import step
+        from siamcam_lib.widgets.pair import MOST
 
         images = loaded(folder, skip)
-        shown = images.subset(evenly(images, most, seed))
+        shown = images.subset(evenly(images, min(most, MOST), seed))
         net = network(model)
-        made = sc.Gallery.embed(net, shown, progress=watched)
+        bar = step(f"looking at {len(shown)} of {len(images)} pictures")
+        made = sc.Gallery.embed(net, shown, progress=bar)
+        step("writing the page")
         names = [readable(item) for item in shown.items]
+        explorer = made.widget(names=names)
+        count = len(explorer.view.data["images"])
+        why = why_fewer(count, len(shown), len(images), most)
         title = f"{readable(images.name)}: which pictures are alike, and why"
-        made.to_html(output, title=title, names=names, model=with_model)
-        count = len(made.widget(names=names).view.data["images"])
+        title += f" ({count} of {len(images)} pictures)" if why else ""
+        if with_model:
+            made.to_html(output, title=title, names=names, model=True)
+        else:
+            explorer.to_html(output, title)
     record = {
         "format": "siamcam-explorer", "version": 1, "page": str(output), "images": images.name,
-        "shown": count, "of": len(images), "calibrated": model is not None,
-        "with_model": with_model,
+        "shown": count, "of": len(images), "why_fewer": why,
+        "calibrated": model is not None, "with_model": with_model,
     }  # fmt: skip
-    tell(record, as_json, lambda: f"{output} shows {count} of {len(images)} pictures")
+    said = f"{output} shows {count} of {len(images)} pictures"
+    tell(record, as_json, lambda: f"{said}: {why}" if why else said)
+
+
+def why_fewer(shown: int, drawn: int, of: int, most: int) -> str | None:
+    """Why a page does not show all pictures of a folder, in words; None where it does.
+
+    Args:
+        shown: Pictures on the page.
+        drawn: Those that were to be shown.
+        of: Those in the folder.
+        most: What was asked for.
+    """
+    from siamcam_lib.widgets.base import STATE_LIMIT
+    from siamcam_lib.widgets.pair import MOST
+
+    if shown < drawn:
+        return f"no more fit into the {STATE_LIMIT / 1e6:.1f} MB that a page holds"
+    if drawn < of:
+        limit = f"--most is {most}" if most <= MOST else f"a page shows {MOST} at most"
+        return f"{limit}, drawn evenly from the classes"
+    return None
 
 
 def evenly(images: ImageSet, most: int, seed: int) -> list[int]:

@@ -49,29 +49,30 @@ def train(
 
     FOLDER holds one folder of pictures for each class; a name such as scenes/flowers does too. It
     is split into training, validation and test parts; the metrics are those of the test part, each
-    with its 95 % interval.
+    with its 95% interval.
 
     Processes that torchrun or srun starts with this command train together: each on its share of
     the batches, a GPU for each where there are GPUs. The first of them writes and reports.
     """
-    writable(output)
-    with working() as watched:
+    writable(output, "weights (safetensors)", ".safetensors")
+    with working():
         images = loaded(folder, skip)  # before torch is loaded: a wrong path is told at once
         import siamcam_lib as sc
-        from siamcam_lib.processes import processes
+        from siamcam_lib.processes import processes, step
 
         ours = processes()
+        step(f"splitting {len(images)} images", ours.first)
         parts = sc.pairs.split(images, seed)
         size = image_size or {"1": 224, "5": 320}[looks]
         net = sc.SiameseNet(backbone, image_size=size, looks=int(looks))
         recipe = sc.FINETUNE if finetune else sc.FROZEN
         recipe = replace(recipe, epochs=epochs or recipe.epochs)
-        fit = sc.fit(net, parts, seed, finetune=finetune, recipe=recipe, folder=checkpoints,
-                     progress=watched)  # fmt: skip
+        fit = sc.fit(net, parts, seed, finetune=finetune, recipe=recipe, folder=checkpoints)
         if not ours.first:
             return
         net.save(output)
-        report = sc.evaluate(net, sc.pairs.sample(parts.test, seed), seed=seed, progress=watched)
+        bar = step(f"judging {len(parts.test)} test images")
+        report = sc.evaluate(net, sc.pairs.sample(parts.test, seed), seed=seed, progress=bar)
     sizes = {name: len(getattr(parts, name)) for name in ("train", "val", "test")}
     record = {
         "format": "siamcam-training", "version": 1, "model": str(output), "images": images.name,

@@ -10,7 +10,7 @@ from siamcam_lib.evaluation.faithfulness import (
     road,
     selectivity,
 )
-from siamcam_lib.evaluation.league import MEASURES, League, Measure, league, planted
+from siamcam_lib.evaluation.league import MEASURES, League, Measure, league, of_another, planted
 from siamcam_lib.evaluation.localisation import average_precision, blank, energy, pointing
 from siamcam_lib.evaluation.metrics import Report, evaluate, report, score_pairs
 from siamcam_lib.evaluation.retrieval import Retrieval, retrieval
@@ -59,6 +59,7 @@ __all__ = [
     "league",
     "max_sensitivity",
     "mean_interval",
+    "of_another",
     "over_seeds",
     "paired",
     "planted",

@@ -118,7 +118,7 @@ def selectivity(
     its own map. They plot the similarity: that is the decision score of pairs judged similar, and
     1 minus it for the others, where it is to rise.
 
-    Twenty patches are 1 % of a picture of 224 pixels, so that the score hardly moves and the area
+    Twenty patches are 1% of a picture of 224 pixels, so that the score hardly moves and the area
     below it is nearly the first score: report the `area` of the `change`, beside that of a random
     order.
 

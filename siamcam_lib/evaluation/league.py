@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import NamedTuple
 
@@ -34,12 +34,14 @@ class Measure:
         higher: Whether more is better.
         of: (pairs, maps) → (B,) values; with `again`, (explainer, pairs, maps, seed=...) → (B,).
         again: Whether changed pictures are explained again, so that the explainer is needed.
+        within: What its mean can be at all, (0, 1) for a share; see `mean_interval`.
     """
 
     title: str
     higher: bool
     of: Callable[..., np.ndarray]
     again: bool = False
+    within: tuple[float, float] = (-np.inf, np.inf)
 
 
 MEASURES: dict[str, Measure] = {
@@ -64,6 +66,7 @@ MEASURES: dict[str, Measure] = {
         "blank maps",
         False,
         lambda pairs, maps: localisation.blank(for_decision(pairs, maps)).mean(axis=1),
+        within=(0, 1),
     ),
     "continuity": Measure(
         "change when shifted by 8 pixels, shifted back",
@@ -110,9 +113,61 @@ def planted(part: str, masks: np.ndarray | Tensor, *, higher: bool = True) -> di
         return lambda pairs, maps: measure(maps, masks).mean(axis=1)
 
     return {
-        f"{name} on {part}": Measure(f"{title} on {part}", higher, mean_of(measure))
+        f"{name} on {part}": Measure(f"{title} on {part}", higher, mean_of(measure), within=(0, 1))
         for name, (title, measure) in LOCALISATION.items()
     }
+
+
+def of_another(measure: Measure) -> Measure:
+    """A control: the same measure of each pair, but of another pair's maps.
+
+    What such maps still find is due to where things tend to stand, and to nothing in the pair. A
+    random map is a weaker control: it does not know the usual place either. Each pair gets the
+    maps of the next one that shows none of its pictures, one that is judged alike if there is one.
+    Where a part stands at one place in all pictures, both maps find it alike, and the measure
+    cannot tell an explanation from a habit.
+
+    Args:
+        measure: One of `planted`, or of `MEASURES` where no picture is explained again.
+
+    Returns:
+        The measure, with “another's” in its title.
+
+    Raises:
+        EvaluationError: if pictures are explained again; and, when it is taken, if some pair has
+            no other without its pictures.
+
+    Example:
+        >>> own = planted("part", np.ones((2, 2, 8, 8), bool))["energy on part"]
+        >>> print(of_another(own).title)
+        energy on part, another's
+    """
+    if measure.again:
+        raise EvaluationError(
+            f"{measure.title!r} explains changed pictures again, so that another pair's maps are "
+            "not what it measures; give a measure of maps."
+        )
+
+    def of(pairs: Pairs, maps: Tensor) -> np.ndarray:
+        return measure.of(pairs, maps[_next_apart(pairs)])
+
+    return replace(measure, title=f"{measure.title}, another's", of=of)
+
+
+def _next_apart(pairs: Pairs) -> list[int]:
+    """For each pair the next one that shows none of its pictures, if possible judged alike."""
+    shown = [set(ends) for ends in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)]
+    similar = (pairs.compared.dissimilarity < pairs.seeing.threshold).tolist()
+    count, found = len(pairs), []
+    for k in range(count):
+        apart = [j % count for j in range(k + 1, k + count) if not shown[k] & shown[j % count]]
+        if not apart:
+            raise EvaluationError(
+                f"Pair {k} of {count} has no other pair without its pictures, whose maps could be "
+                "a control; give more pairs."
+            )
+        found.append(min(apart, key=lambda j: similar[j] != similar[k]))
+    return found
 
 
 class League(NamedTuple):
@@ -122,7 +177,7 @@ class League(NamedTuple):
         values: One row an explainer, measure and pair: ``explainer``, ``measure``, ``pair``,
             ``value``.
         summary: One row an explainer and measure: ``explainer``, ``measure``, ``mean``, ``low``,
-            ``high`` (95 % bootstrap interval), ``higher`` (whether more is better), ``seconds``
+            ``high`` (95% bootstrap interval), ``higher`` (whether more is better), ``seconds``
             (to explain a pair, besides the one look at its pictures that all share).
     """
 
@@ -188,7 +243,7 @@ def league(
                 found = np.asarray((draws if measure.again else measure.of)(pairs, maps), float)
                 if found.shape != (len(pairs),):
                     raise EvaluationError(f"gave {found.shape}, not one value a pair")
-                mean = mean_interval(found, cluster)
+                mean = mean_interval(found, cluster, within=measure.within)
             rows.append((name, title, *mean, measure.higher, seconds))
             values += [(name, title, k, value) for k, value in enumerate(found.tolist())]
     return League(

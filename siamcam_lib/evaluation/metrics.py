@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import stats
 
 from siamcam_lib.errors import EvaluationError
 from siamcam_lib.features import FeatureCache, pooled_features
 from siamcam_lib.model import SiameseNet
 from siamcam_lib.pairs import PairSet
 
+LEVEL = 0.95
 METRICS = ("accuracy", "auc", "precision", "recall")
 PAIRS_AT_ONCE = 65_536
 """Pairs whose embeddings are laid out side by side; at E = 256 they take 200 MB."""
@@ -31,7 +33,8 @@ class Report:
         precision: Mean over the two kinds of pair of the share of such judgements that are right.
         recall: Mean over the two kinds of pair of the share of them that is recognised. The
             paper's Table 1 averages the same way: its recall equals its accuracy.
-        intervals: For each metric its 95 % bootstrap interval (low, high).
+        intervals: For each metric its 95% bootstrap interval (low, high); for one that is 0 or 1
+            see `report`.
         score: (m,) dissimilarities.
         label: (m,) 0 similar, 1 dissimilar.
         threshold: Dissimilarity from which a pair is judged dissimilar.
@@ -92,13 +95,13 @@ def evaluate(
     cache: FeatureCache | None = None,
     progress: bool = True,
 ) -> Report:
-    """Accuracy, AUC, precision and recall of `net` on `pairs`, with 95 % intervals.
+    """Accuracy, AUC, precision and recall of `net` on `pairs`, with 95% intervals.
 
     Args:
         net: A trained and calibrated network.
         pairs: From `sc.pairs.sample` on a part the network has not seen.
         bootstrap: Resamples; anchors are drawn, each with its pairs, since pairs of one anchor
-            are not independent.
+            are not independent. What is perfect has another interval, see `report`.
         seed: Of the resampling.
         cache: Feature cache; by default the user's.
         progress: Show a progress bar while features are computed.
@@ -128,6 +131,11 @@ def report(
 ) -> Report:
     """The metrics of given scores.
 
+    Where all pairs are judged rightly every resample says 1, and the bootstrap knows no doubt. Then
+    the interval is the exact one of `exact_at_end`, of as many observations as there are anchors;
+    for AUC, precision and recall, which need both kinds of pair, as many as have a pair of the
+    rarer kind. The same holds where a metric is 0.
+
     Args:
         score: (m,) dissimilarities.
         label: (m,) 0 similar, 1 dissimilar; both must occur.
@@ -142,6 +150,9 @@ def report(
     Example:
         >>> report(np.array([0.1, 0.4, 0.3, 0.9]), np.array([0, 0, 1, 1]), 0.35).accuracy
         0.5
+        >>> perfect = report(np.repeat([0.1, 0.9], 18), np.repeat([0, 1], 18), 0.5)
+        >>> print("{:.3f} to {:.3f}".format(*perfect.intervals["accuracy"]))
+        0.903 to 1.000
     """
     score, label = np.asarray(score, float), np.asarray(label, np.int64)
     if not np.isfinite(score).all():
@@ -161,12 +172,46 @@ def report(
     drawn = random.multinomial(count, np.full(count, 1 / count), size=bootstrap)
     point = metrics(score, label, threshold, np.ones((1, len(label))))
     resampled = metrics(score, label, threshold, drawn[:, cluster].astype(float))
+    found = {name: float(values[0]) for name, values in point.items()}
+    of_rarer = min(len(np.unique(cluster[label == kind])) for kind in (0, 1))
     intervals = {}
     for name, values in resampled.items():
-        low, high = np.nanquantile(values, [0.025, 0.975])
-        intervals[name] = (float(low), float(high))
-    found = {name: float(values[0]) for name, values in point.items()}
+        low, high = map(float, np.nanquantile(values, [0.025, 0.975]))
+        if found[name] == low == high:
+            low, high = exact_at_end(low, count if name == "accuracy" else of_rarer)
+        intervals[name] = (low, high)
     return Report(**found, intervals=intervals, score=score, label=label, threshold=threshold)
+
+
+def exact_at_end(
+    value: float, clusters: int, within: tuple[float, float] = (0.0, 1.0)
+) -> tuple[float, float]:
+    """The 95% interval of a mean whose bootstrap has no width, if it lies at an end of its range.
+
+    n independent observations that are all right leave open every share p with pⁿ ≥ 0.025, so that
+    the interval reaches from 0.025^(1/n) to 1, and from 0 to 1 − 0.025^(1/n) if all are wrong
+    (Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404). It holds for the mean of any values
+    in [0, 1], which is no less than the share of ones among them, and so for other ranges.
+
+    Args:
+        value: Of the mean, and of every resample.
+        clusters: How many are independent.
+        within: What the mean can be at all. A value that is neither end has no such interval and
+            is given back twice.
+
+    Example:
+        >>> low, high = exact_at_end(1.0, 36)
+        >>> round(low, 3), high
+        (0.903, 1.0)
+        >>> exact_at_end(0.5, 36)
+        (0.5, 0.5)
+    """
+    if value not in within:
+        return value, value
+    hits = clusters if value == within[1] else 0
+    exact = stats.binomtest(hits, clusters).proportion_ci(LEVEL, method="exact")
+    low, high = (within[0] + (within[1] - within[0]) * share for share in (exact.low, exact.high))
+    return float(low), float(high)
 
 
 def metrics(

@@ -30,7 +30,8 @@ class Retrieval:
         query: (q,) which images asked.
         label: (q,) their classes.
         chance: Measure → what an order drawn at random would have on average.
-        estimates: Measure → mean over queries with its 95 % bootstrap interval.
+        estimates: Measure → mean over queries with its 95% bootstrap interval, an exact one where
+            the mean is 0 or 1; see `mean_interval`.
         left_out: Queries that no other image could answer, and that count nowhere.
     """
 
@@ -133,7 +134,7 @@ def retrieval(
     chance = {name: float(np.concatenate([c[name] for c in chances]).mean()) for name in whole}
     query = asked[kept]
     estimates = {
-        name: mean_interval(value, groups[query], resamples=bootstrap, seed=seed)
+        name: mean_interval(value, groups[query], within=(0, 1), resamples=bootstrap, seed=seed)
         for name, value in whole.items()
     }
     return Retrieval(whole, query, labels[query], chance, estimates, int((~kept).sum()))

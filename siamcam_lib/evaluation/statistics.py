@@ -14,13 +14,11 @@ import numpy as np
 from scipy import stats
 
 from siamcam_lib.errors import EvaluationError
-from siamcam_lib.evaluation.metrics import Report, weighted_auc
-
-LEVEL = 0.95
+from siamcam_lib.evaluation.metrics import LEVEL, Report, exact_at_end, weighted_auc
 
 
 class Estimate(NamedTuple):
-    """A number and its 95 % interval.
+    """A number and its 95% interval.
 
     Example:
         >>> print(Estimate(0.9, 0.85, 0.94))
@@ -30,6 +28,22 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+    def side(self, decimals: int = 3) -> int:
+        """On which side of 0 the whole interval lies: 1 above, −1 below, 0 where it holds 0.
+
+        A bound that is 0 with so many decimals counts as 0, so that what is said of an interval
+        agrees with what is printed of it.
+
+        Args:
+            decimals: With how many the bounds are printed.
+
+        Example:
+            >>> gain = Estimate(0.02, 0.0004, 0.05)
+            >>> f"{gain:+.3f}", gain.side(), gain.side(4)
+            ('+0.020 [+0.000, +0.050]', 0, 1)
+        """
+        return (round(self.low, decimals) > 0) - (round(self.high, decimals) < 0)
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -42,15 +56,22 @@ def mean_interval(
     values: Sequence[float] | np.ndarray,
     cluster: Sequence[int] | np.ndarray | None = None,
     *,
+    within: tuple[float, float] = (-np.inf, np.inf),
     resamples: int = 1000,
     seed: int = 0,
 ) -> Estimate:
     """Mean of `values` with its bootstrap interval.
 
+    Values that are all the same leave a bootstrap without width. Where they are shares, say so by
+    `within`: if all are 0, or all are 1, the interval is then the exact one of Clopper and Pearson
+    1934, doi:10.1093/biomet/26.4.404, of as many observations as there are clusters.
+
     Args:
         values: (m,) finite numbers.
         cluster: (m,) what is drawn together, because it is not independent: the anchor of a pair,
             or the picture. By default every value on its own.
+        within: What the mean can be at all, (0, 1) for a share. It changes no interval that has a
+            width.
         resamples: Bootstrap draws.
         seed: Of the draws.
 
@@ -60,6 +81,8 @@ def mean_interval(
     Example:
         >>> print(mean_interval([1, 0, 1, 1, 0, 1, 1, 1]))
         0.750 [0.375, 1.000]
+        >>> print(mean_interval([1, 1, 1, 1, 1, 1, 1, 1], within=(0, 1)))
+        1.000 [0.631, 1.000]
     """
     values = np.asarray(values, float)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
@@ -72,7 +95,10 @@ def mean_interval(
         raise EvaluationError(f"{len(values)} values and {len(cluster)} clusters were given.")
     total = np.bincount(cluster, values, minlength=drawn.shape[1])
     means = drawn @ total / (drawn @ np.bincount(cluster, minlength=drawn.shape[1]))
-    return Estimate(float(values.mean()), *_quantiles(means))
+    value, (low, high) = float(values.mean()), _quantiles(means)
+    if value == low == high:
+        low, high = exact_at_end(value, drawn.shape[1], within)
+    return Estimate(value, low, high)
 
 
 def over_seeds(
@@ -80,7 +106,9 @@ def over_seeds(
 ) -> Estimate:
     """Mean over trainings with different seeds, and Student's interval of that mean.
 
-    The test parts of different seeds overlap, so the interval is a little too narrow.
+    The test parts of different seeds overlap, so the interval is a little too narrow. Where all
+    seeds give one value it has no width: it tells how far trainings differ, and not how far each
+    could be wrong, which the interval of its own `Report` does.
 
     Args:
         values: One a seed.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +21,9 @@ TEST_FOLDS, VALIDATION_FOLDS = 5, 10
 
 LEAST = math.ceil((VALIDATION_FOLDS + 1) * TEST_FOLDS / (TEST_FOLDS - 1))
 """Images of each of two classes that are enough: a tenth of what remains holds two of one."""
+COMFORTABLE = 20
+NAMED = 5
+"""Classes that a message names; of the others it says how many there are."""
 
 
 @dataclass(frozen=True)
@@ -64,29 +66,27 @@ def split(images: ImageSet, seed: int = 0, *, grouped: bool = True) -> Split:
         >>> set(parts.train.groups) & set(parts.test.groups)
         set()
     """
-    if len(np.unique(images.labels)) < 2:
-        raise PairError(f"{images.name!r} has one class; pairs need at least two.")
+    most = max(images.counts().values(), default=0)
+    if most < VALIDATION_FOLDS or len(images) - most < 3:  # before the pictures are looked at
+        raise _too_few(
+            images,
+            f"No split can do with fewer than {VALIDATION_FOLDS} of one class and 3 of others.",
+        )
     groups = images.groups
     if images.origin != "scenes":  # drawn scenes have no copies
         groups = find_duplicates(images).joined(groups)
     everything = np.arange(len(images))
     units = groups if grouped else everything  # what is never parted
-    pictures = np.stack([images.labels, contents(images)])  # a picture and its copy make no pair
-
-    def pairable(indices: np.ndarray) -> bool:
-        """Whether there is a similar pair and a dissimilar one."""
-        of_class = np.unique(np.unique(pictures[:, indices], axis=1)[0], return_counts=True)[1]
-        return len(of_class) > 1 and of_class.max() > 1
-
-    rest, test = _part(everything, images.labels, units, TEST_FOLDS, seed, images.name, pairable)
-    train, val = _part(rest, images.labels, units, VALIDATION_FOLDS, seed, images.name, pairable)
+    pictures = _pictures(images)
+    rest, test = _part(everything, images, units, TEST_FOLDS, seed, pictures)
+    train, val = _part(rest, images, units, VALIDATION_FOLDS, seed, pictures)
     for name, indices in (("training", train), ("validation", val), ("test", test)):
-        if not pairable(indices):
-            raise PairError(
-                f"The {name} part of {images.name!r} would hold {len(indices)} images of "
+        if not _pairable(pictures[:, indices]):
+            raise _too_few(
+                images,
+                f"With seed {seed} the {name} part would hold {len(indices)} of "
                 f"{len(np.unique(images.labels[indices]))} classes, too few for one similar and "
-                f"one dissimilar pair. Two classes need {LEAST} images each: give more (twenty a "
-                "class are comfortable)."
+                "one dissimilar pair.",
             )
     joined = ImageSet(
         images.name, images.classes, images.items, images.labels, groups, images.source,
@@ -118,30 +118,82 @@ def forget_groups(parts: Split) -> Split:
     )
 
 
+def check_pairable(name: str, part: ImageSet) -> None:
+    """Refuse a part of a split in which there is no similar pair, or no dissimilar one.
+
+    Args:
+        name: What the part is for: ``"training"``, say.
+        part: Its images; a picture and its byte-identical copy make no pair.
+
+    Raises:
+        PairError: if so.
+
+    Example:
+        >>> import siamcam_lib as sc
+        >>> check_pairable("training", sc.datasets.load("scenes/flowers", n=10))
+    """
+    if not _pairable(_pictures(part)):
+        raise PairError(
+            f"The {name} part of {part.name!r} has too few images: {_counted(part)}. It needs two "
+            "classes, and at least two different images of one of them; sc.pairs.split makes such "
+            "parts."
+        )
+
+
+def _pictures(images: ImageSet) -> np.ndarray:
+    """Label and content of each image, (2, n)."""
+    return np.stack([images.labels, contents(images)])
+
+
+def _pairable(pictures: np.ndarray) -> bool:
+    """Whether there is a similar pair and a dissimilar one."""
+    of_class = np.unique(np.unique(pictures, axis=1)[0], return_counts=True)[1]
+    return len(of_class) > 1 and bool(of_class.max() > 1)
+
+
+def _too_few(images: ImageSet, detail: str, what: str = "images") -> PairError:
+    """What there is, what is needed, and then the detail."""
+    return PairError(
+        f"{images.name!r} has too few {what}: {_counted(images)}. Two classes need {LEAST} {what} "
+        f"each: give more ({COMFORTABLE} a class are comfortable). {detail}"
+    )
+
+
+def _counted(images: ImageSet) -> str:
+    """How many images of which classes there are, the largest first."""
+    found = sorted(images.counts().items(), key=lambda named: -named[1])
+    named = [f"{count} of {name!r}" for name, count in found if count]
+    rest = [f"others of {len(named) - NAMED} classes"] if len(named) > NAMED else []
+    return ", ".join(named[:NAMED] + rest) or "none"
+
+
 def _part(
     indices: np.ndarray,
-    labels: np.ndarray,
+    images: ImageSet,
     groups: np.ndarray,
     folds: int,
     seed: int,
-    name: str,
-    pairable: Callable[[np.ndarray], bool],
+    pictures: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Set one of `folds` stratified, grouped folds aside: (the others, the one), both sorted.
 
-    It is the first that is `pairable`; of few images not every one is.
+    It is the first that holds pairs of both kinds; of few images not every one does.
     """
+    labels = images.labels
     available = len(np.unique(groups[indices]))
     if available < folds:
-        raise PairError(
-            f"{name!r} has {available} independent groups of images; at least {folds} are needed "
-            "to set a part aside. Give more images, or images that are not copies of each other."
+        raise _too_few(
+            images,
+            f"Of {len(indices)} images there are {available} independent groups, as copies and "
+            f"pictures of one group count once; {folds} are needed to set a part aside.",
+            "independent images",
         )
     most = np.unique(labels[indices], return_counts=True)[1].max()
     if most < folds:
-        raise PairError(
-            f"No class of {name!r} has more than {most} images left, and {folds} are needed to set "
-            f"a part aside. Two classes need {LEAST} images each: give more."
+        raise _too_few(
+            images,
+            f"No class has more than {most} images left, and {folds} are needed to set a part "
+            "aside.",
         )
     folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
@@ -151,6 +203,6 @@ def _part(
             parts = list(folder.split(indices, labels[indices], groups[indices]))
         except ValueError as error:
             told = str(error).rstrip(".")
-            raise PairError(f"{name!r} cannot be split into {folds} parts: {told}.") from error
-    kept, aside = next((part for part in parts if pairable(indices[part[1]])), parts[0])
+            raise PairError(f"{images.name!r} cannot be split in {folds}: {told}.") from error
+    kept, aside = next((p for p in parts if _pairable(pictures[:, indices[p[1]]])), parts[0])
     return indices[kept], indices[aside]

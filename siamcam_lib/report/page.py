@@ -135,8 +135,9 @@ def body(found: Audit) -> str:
         f"from a dissimilarity y of {report.threshold:.3f} on. The numbers hold for pictures like "
         "these that the network was not trained on; on those it was trained on they flatter.</p>",
         f"<ul>{notes}</ul>" if notes else "",
-        _table("Metrics with 95 % intervals; precision and recall are means over both kinds of "
-               "pair", ("", "value", "interval"), metrics),
+        _table("Metrics with 95% intervals, by bootstrap, or exact where a metric is 1 or 0; "
+               "precision and recall are means over both kinds of pair",
+               ("", "value", "interval"), metrics),
         _chart(report),
         "<h2>What to do</h2>",
         f"<ul>{''.join(advice)}</ul>" if advice else "<p>No rule asks for a change.</p>",

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +31,18 @@ def read(path: Path) -> nbformat.NotebookNode:
 
 def code_cells(path: Path) -> list[nbformat.NotebookNode]:
     return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def pictures(executed) -> list[tuple[str, nbformat.NotebookNode]]:
+    """Chapter and cell of every picture that a run drew; still pictures of widgets left out."""
+    return [
+        (run.name, cell)
+        for run in executed.runs
+        if run.executed
+        for cell in code_cells(run.path)
+        if any("image/png" in (seen := o.get("data", {})) and WIDGET not in seen
+               for o in cell.outputs)
+    ]  # fmt: skip
 
 
 def assigned(source: str) -> set[str]:
@@ -156,13 +169,21 @@ class TestExecuted:
 
     def test_every_picture_has_alternative_text(self, executed):
         without = [
-            (run.name, cell.id)
-            for run in executed.runs
-            if run.executed
-            for cell in code_cells(run.path)
-            for output in cell.outputs
-            if "image/png" in output.get("data", {}) and WIDGET not in output.data
+            (name, cell.id)
+            for name, cell in pictures(executed)
             if not cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "").strip()
         ]
         hint = 'put {"mystnb": {"image": {"alt": "…"}}} into the metadata of the cell'
         assert without == [], hint
+
+    def test_every_figure_has_a_caption_and_a_name_of_its_own(self, executed):
+        told = [
+            (name, cell.id, cell.metadata.get("mystnb", {}).get("figure", {}))
+            for name, cell in pictures(executed)
+        ]
+        without = [cell for *cell, figure in told if not figure.get("caption", "").strip()]
+        hint = 'put {"mystnb": {"figure": {"caption": "…", "name": "fig-…"}}} into the metadata'
+        assert without == [], hint
+        names = Counter(figure.get("name") for *_, figure in told)
+        assert None not in names, hint
+        assert [name for name, times in names.items() if times > 1] == []

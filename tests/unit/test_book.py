@@ -27,7 +27,7 @@ from siamcam_lib import npm, portable
 from siamcam_lib.book import __main__ as command
 from siamcam_lib.book import build, chapters, execution, progress, run_chapters, unchanged
 from siamcam_lib.book import run as run_module
-from siamcam_lib.book.build import table
+from siamcam_lib.book.build import is_built, summary
 from siamcam_lib.book.models import models
 from siamcam_lib.book.run import ChapterRun, recorded_runs, with_results
 from siamcam_lib.errors import BookError
@@ -300,6 +300,7 @@ class TestOnlyOnePage:
         assert command.main(["--root", str(root), "--results", "--profile", "full"]) == 0
         ran = recorded_runs(root / "_build/stage")
         assert [run.name for run in ran if run.executed] == ["book/two"]
+        assert is_built(root, root / "_build/stage", root / "_build/html")
         page = (root / "_build/html/book/end.html").read_text("utf-8")
         images = sc.datasets.load("scenes/flowers", n=10)
         for text in ("0.750 [0.625, 0.875]", images.fingerprint()[:12], "full", "torch "):
@@ -334,9 +335,9 @@ class TestOnlyOnePage:
         assert "has not been run yet" in (site / "book/one.html").read_text("utf-8")
         assert "has not been run yet" not in (site / "book/two.html").read_text("utf-8")
         assert "url=book/one.html" in (site / "index.html").read_text("utf-8")
+        assert is_built(root, root / "_build/stage", site)  # rendering leaves nothing there
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 class TestUnchanged:
     """A chapter is run again when, and only when, something has changed that it depends on."""
@@ -378,18 +379,26 @@ class TestUnchanged:
         before = recorded_runs(root / "stage")
         assert self.ran(root) == [1, 1]
         assert recorded_runs(root / "stage") == before
-        assert "one  unchanged since it was run" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "chapters to run: 0; unchanged since they were run: 2; pages of prose: 1\n" in said
         assert (root / "stage/end.md").is_file()
         assert self.ran(root, reuse=False) == [2, 2]
 
     @pytest.mark.usefixtures("pretended")
-    def test_one_chapter_changed_and_another_page_is_gone(self, root):
+    def test_one_chapter_changed_and_another_page_is_gone(self, root, capsys):
         self.ran(root)
         (root / "stage/left.md").write_text("of an older book")
         source = root / "two.ipynb"
         source.write_text(source.read_text().replace("# Title", "# Another"))
+        capsys.readouterr()
         assert self.ran(root) == [1, 2]
         assert not (root / "stage/left.md").exists()
+        first, *_, last = capsys.readouterr().out.splitlines()
+        assert first == (
+            "chapters to run: 1, 1 at a time, the longest first; "
+            "unchanged since they were run: 1; pages of prose: 1"
+        )
+        assert re.fullmatch(r"\[1/1\] two  [\d.]+ s", last)  # prose is no chapter
 
     @pytest.mark.usefixtures("pretended")
     def test_what_is_kept_is_never_away(self, root, monkeypatch):
@@ -412,7 +421,7 @@ class TestUnchanged:
         self.ran(root)
         options = {"seed": {"seed": 3}, "profile": {"profile": "full"}}.get(change, {})
         if change == "library":
-            (root / "siamcam_lib" / "code.py").write_text("x = 2")
+            (root / "siamcam_lib" / "npm.json").write_text("{}")  # not its code alone
         if change == "package":
             monkeypatch.setattr(unchanged, "_packages", lambda: "another version")
         assert self.ran(root, **options) == [2, 2]
@@ -443,6 +452,119 @@ class TestUnchanged:
         self.ran(root)
         (root / "stage/runs.json").write_text(damage)
         assert self.ran(root) == [2, 2]
+
+
+class TestUnchangedSite:
+    """The site is rendered again when, and only when, something has changed that goes into it."""
+
+    @pytest.fixture
+    def root(self, tmp_path, monkeypatch):
+        """A book whose pages are made without a kernel and without Sphinx."""
+        module = importlib.import_module("siamcam_lib.book.build")
+
+        def execute(executor, job, *_):
+            shutil.copyfile(job["source"], job["target"])
+            return {"parameters": {}}
+
+        def render(stage, work, log):
+            site = work / "_build/html"
+            site.mkdir(parents=True)
+            (site / "one.html").write_text("a page")
+            print("rendered")
+
+        def fill(target, *_):
+            target.mkdir(parents=True, exist_ok=True)
+            (target / "made.js").write_text(str(time.time_ns()))
+
+        monkeypatch.setattr(execution.Executor, "execute", execute)
+        monkeypatch.setattr(module, "_render", render)
+        monkeypatch.setattr(module, "vendor", fill)
+        monkeypatch.setattr(module, "models", lambda stage, target: fill(target))
+        root = contents(tmp_path / "project", "one", "end")
+        notebook(root / "one.ipynb", "1")
+        (root / "end.md").write_text("# The end 1")
+        for name in ("_config.yml", "CHANGELOG.md", "siamcam_lib/code.py", "siamcam_lib/npm.json",
+                     "book/_ext/ours.py", "book/_static/ours.css"):  # fmt: skip
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("title: Book 1")
+        return root
+
+    @pytest.fixture
+    def made(self, root, capsys):
+        """Whether the command renders the site."""
+
+        def made(*words: str) -> bool:
+            assert command.main(["--root", str(root), "--data", "scenes", *words]) == 0
+            *_, told, took, place = capsys.readouterr().out.splitlines()
+            assert place == f"The book is at {root / '_build/html/index.html'}"
+            assert re.fullmatch(r"This took [\d.]+ s from beginning to end.", took)
+            unchanged = told.startswith("Nothing that goes into the pages has changed")
+            assert unchanged or told == "chapters: 1; pages of prose: 1"
+            return not unchanged
+
+        assert made()
+        return made
+
+    def test_nothing_changed(self, made):
+        assert not made()
+        assert made("--fresh")
+        assert not made()
+
+    def test_any_file_changed(self, root, made):
+        files = [path for path in root.rglob("*") if path.is_file() and "_build" not in path.parts]
+        for path in set(files) - {root / "_toc.yml"}:
+            path.write_text(path.read_text().replace("1", "2"), encoding="utf-8")
+            assert made(), path
+        assert not made()
+        (root / "book/_static/more.svg").write_text("<svg/>")
+        assert made()
+        (root / "book/_static/more.svg").unlink()
+        assert made()
+
+    @pytest.mark.parametrize("what", ["_packages", "_library"])
+    def test_a_package_or_the_library_that_runs_is_another(self, made, monkeypatch, what):
+        monkeypatch.setattr(unchanged, what, lambda *_: "another")
+        assert made()
+
+    def test_a_site_that_is_not_whole(self, root, made):
+        site = root / "_build/html"
+        page = site / "one.html"
+        for damage in (
+            lambda: shutil.rmtree(site),
+            page.unlink,
+            lambda: page.write_text("a pa"),
+            lambda: page.write_text("A page"),  # as long as it was
+            lambda: (site / "more.html").write_text(""),
+            lambda: page.rename(site / "two.html"),
+        ):
+            damage()
+            assert made()
+            assert [path.read_text() for path in site.glob("*.html")].count("a page") == 1
+            assert not made()
+
+    def test_a_record_that_says_nothing(self, root, made):
+        file = root / "_build/html.digest"
+        file.unlink()
+        assert made()
+        for record in (b"", b"\xff", b"0" * 64):
+            file.write_bytes(record)
+            assert made()
+        assert not made()
+
+    def test_a_rendering_that_failed_is_no_record(self, root, made, monkeypatch, capsys):
+        module = importlib.import_module("siamcam_lib.book.build")
+        render = module._render
+
+        def fails(*_):
+            raise BookError("a warning")
+
+        (root / "end.md").write_text("# Another end")
+        for _ in range(2):
+            monkeypatch.setattr(module, "_render", fails)
+            assert command.main(["--root", str(root), "--data", "scenes"]) == 1
+            assert "a warning" in capsys.readouterr().err
+        monkeypatch.setattr(module, "_render", render)
+        assert made()
 
 
 class TestSaving:
@@ -681,7 +803,7 @@ def test_the_same_chapter_gives_the_same_file_to_the_byte(tmp_path):
 def test_a_log_counts_what_has_ended_and_tells_once_a_minute_what_runs(monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    board = progress.Board(pages=3)
+    board = progress.Board(chapters=3)
     slow, quick = progress.Line(board, "slow"), progress.Line(board, "quick")
     slow.cell = (4, 9)
     for second in range(1, 131):
@@ -817,19 +939,28 @@ class TestBuild:
         with pytest.raises(BookError, match="run the chapters first: make book"):
             build(tmp_path, tmp_path / "stage")
 
-    def test_the_table_has_every_chapter_and_the_sum(self):
+    def test_the_summary_has_every_chapter_the_sum_and_counts_prose_by_itself(self, tmp_path):
+        names = ["book/intro", "book/one", "book/two", "book/three"]
         runs = [
-            ChapterRun("book/intro", Path("a"), 0.0, False, {}),
-            ChapterRun("book/one", Path("b"), 61.26, True, {}),
-            ChapterRun("book/two", Path("c"), 2.0, True, {}),
+            ChapterRun("book/intro", tmp_path / "a", 0.0, False, {}),
+            ChapterRun("book/one", tmp_path / "b", 61.26, True, {}),
+            ChapterRun("book/two", tmp_path / "c", 2.0, True, {}),
         ]
-        lines = [line.split() for line in table(runs).splitlines()]
-        assert lines == [
-            ["book/intro", "prose"],
-            ["book/one", "61.3", "s"],
-            ["book/two", "2.0", "s"],
-            ["together", "63.3", "s"],
+        run_module._record({run.name: run for run in runs}, contents(tmp_path, *names), names)
+        assert summary(tmp_path).splitlines() == [
+            "How long each chapter took when it was last run:",
+            "  book/one                                    61.3 s",
+            "  book/two                                     2.0 s",
+            "  sum of these, some of which ran at once     63.3 s",
+            "chapters: 2; pages of prose: 1",
+            "Not run yet, and shown without results: book/three.",
         ]
+
+    def test_of_prose_alone_no_time_is_told(self, tmp_path):
+        root = contents(tmp_path, "intro")
+        (root / "intro.md").write_text("# Hello")
+        run_chapters(root, tmp_path / "stage")
+        assert summary(tmp_path / "stage") == "chapters: 0; pages of prose: 1"
 
     @pytest.mark.slow
     def test_a_warning_fails_the_build_and_keeps_the_old_site(self, tmp_path, monkeypatch):

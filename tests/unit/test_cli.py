@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -27,8 +28,8 @@ import siamcam_lib as sc
 from siamcam_lib import backbones
 from siamcam_lib.cli import main
 from siamcam_lib.cli.explain import FILES
-from siamcam_lib.cli.frame import loaded
-from siamcam_lib.cli.gallery import evenly
+from siamcam_lib.cli.frame import loaded, writable
+from siamcam_lib.cli.gallery import evenly, why_fewer
 from siamcam_lib.cli.network import network
 from siamcam_lib.datasets import catalogue
 from siamcam_lib.embedder import UNCALIBRATED
@@ -154,7 +155,9 @@ class TestExplain:
     def test_at_once_by_the_angle_of_imagenet_features(self, pair, tmp_path):
         result = fine("explain", *pair, "-o", tmp_path / "out")
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
-        assert "not calibrated" in result.stderr and "not calibrated" in result.stdout
+        warning, *steps = result.stderr.splitlines()
+        assert "not calibrated" in warning and "not calibrated" in result.stdout
+        assert steps == ["explaining by gradcam", "writing 3 files"]
         record = json.loads((tmp_path / "out" / FILES[1]).read_text("utf-8"))
         found = backbones.create("efficientnet_lite0")
         pixels = np.stack([np.array(Image.open(p).resize((224, 224), Image.BICUBIC)) for p in pair])
@@ -227,6 +230,22 @@ class TestTrain:
         assert set(first) == set(again) and all(torch.equal(first[k], again[k]) for k in first)
         assert "accuracy" in result.stdout and "[" in result.stdout
 
+    def test_in_a_log_each_step_and_each_epoch_has_a_line(self, photos, tmp_path):
+        words = ("--image-size", 64, "--epochs", 2, "--seed", 1)
+        told = fine("train", photos, "-o", tmp_path / "m.safetensors", *words).stderr
+        number = r"[\d.]+"
+        steps = [
+            "splitting 100 images",
+            r"features of \d+ training images, view 1 of 2",
+            r"features of \d+ training images, view 2 of 2",
+            r"features of \d+ validation images",
+            "training",
+            f"epoch 1 of 2: loss {number}, validation AUC {number}, {number} s",
+            f"epoch 2 of 2: loss {number}, validation AUC {number}, {number} s",
+            r"judging \d+ test images",
+        ]
+        assert re.fullmatch("".join(f"{line}\n" for line in steps), told), told
+
     @pytest.mark.parametrize(
         ("words", "looks", "size"),
         [(("--looks", 5), 5, 320), (("--looks", 5, "--image-size", 64), 5, 64), ((), 1, 224)],
@@ -249,7 +268,8 @@ class TestTrain:
             (tmp_path / "few" / name).mkdir(parents=True)
             for k in range(2):
                 shutil.copy(pair[k], tmp_path / "few" / name / f"{k}.png")
-        assert "groups" in refused("train", tmp_path / "few", "-o", tmp_path / "m.safetensors")
+        told = refused("train", tmp_path / "few", "-o", tmp_path / "m.safetensors")
+        assert "'few' has too few images: 2 of 'x', 2 of 'y'. Two classes need 14" in told
         assert not (tmp_path / "m.safetensors").exists()
 
 
@@ -276,11 +296,29 @@ class TestGallery:
         words = ("--model", model, "-o", page, "--most", 12, "--json")
         told = json.loads(fine("gallery", photos, *words).stdout)
         assert (told["shown"], told["of"], told["calibrated"]) == (12, 100, True)
-        assert "<script" in page.read_text("utf-8") and "<img" not in page.read_text("utf-8")
+        assert told["why_fewer"] == "--most is 12, drawn evenly from the classes"
+        text = page.read_text("utf-8")
+        assert "<script" in text and "<img" not in text and "(12 of 100 pictures)" in text
 
     def test_without_a_model_it_says_so(self, photos, tmp_path):
         result = fine("gallery", photos, "-o", tmp_path / "explorer.html", "--most", 5)
-        assert "not calibrated" in result.stderr and "shows 5 of 100" in result.stdout
+        assert "not calibrated" in result.stderr
+        assert "shows 5 of 100 pictures: --most is 5, drawn evenly" in result.stdout
+
+    def test_more_than_a_page_shows_are_not_looked_at(self, photos, model, tmp_path, monkeypatch):
+        pair = import_module("siamcam_lib.widgets.pair")
+        page = tmp_path / "explorer.html"
+        words = ("gallery", photos, "-o", page, "--model", model, "--most", 1000)
+        monkeypatch.setattr(pair, "MOST", 8)
+        result = fine(*words)
+        assert "shows 8 of 100 pictures: a page shows 8 at most, drawn evenly" in result.stdout
+        assert result.stderr.splitlines() == ["looking at 8 of 100 pictures", "writing the page"]
+        monkeypatch.setattr(pair, "STATE_LIMIT", 20_000)
+        told = fine(*words).stdout
+        assert int(re.search(r"shows (\d) of 100 pictures: no more fit into the", told)[1]) < 8
+
+    def test_where_all_are_shown_there_is_no_reason(self):
+        assert why_fewer(9, 9, 9, 60) is None
 
     @pytest.mark.parametrize("most", [2, 5, 23, 1000])
     def test_takes_evenly_from_the_classes(self, most):
@@ -384,7 +422,7 @@ class TestNotes:
         result = siamcam(command, odd, "-o", tmp_path / "out", *words)
         note, *rest = result.stderr.splitlines()
         assert "1 image left out" in note and note.isprintable() and "a/�[2J��forged" in note
-        assert (result.exit_code, rest) == (130, ["", "Stopped."])
+        assert (result.exit_code, rest[1:]) == (130, ["", "Stopped."])  # after the step's line
 
     def test_are_said_by_the_first_process_alone(self, odd, monkeypatch, capsys):
         for rank in range(2):
@@ -417,13 +455,15 @@ class TestFetchAndBook:
         monkeypatch.setattr(sc.datasets, "fetch", fetch)
         result = fine("fetch", "flowers", "--home", tmp_path, "--json")
         assert json.loads(result.stdout) == {"name": "flowers", "folder": str(tmp_path / "flowers")}
-        assert asked == [("flowers", tmp_path)] and "loading" in result.stderr
+        assert asked == [("flowers", tmp_path)]
+        assert result.stderr == "fetching and verifying flowers\nloading\n"
 
     def test_book_hands_on(self, monkeypatch, tmp_path):
         asked = []
         book = import_module("siamcam_lib.book.__main__")
         monkeypatch.setattr(book, "run_chapters", lambda *a, **k: asked.append((a, k)))
         monkeypatch.setattr(book, "build", lambda *a: asked.append(a))
+        monkeypatch.setattr(book, "summary", lambda stage: "what was run")
         words = ("--root", tmp_path, "--data", "--odd", "--profile", "full", "--seed", 3)
         fine("book", *words)
         (places, options), built = asked
@@ -516,6 +556,47 @@ class TestRefusals:
             (tmp_path / ("long" * 100), "too long"),
         ):
             assert why in refused(command, photos, "-o", place, *words)
+
+    @pytest.mark.parametrize(
+        ("command", "name", "better", "kind"),
+        [
+            ("train", "model.pt", "model.safetensors", "weights (safetensors)"),
+            ("train", "a model.v2.pth", "a model.v2.safetensors", "weights (safetensors)"),
+            ("train", "model.h5", "model.h5.safetensors", "weights (safetensors)"),
+            ("train", "rate.0.01", "rate.0.01.safetensors", "weights (safetensors)"),
+            ("evaluate", "r.txt", "r.html", "a page (HTML)"),
+            ("gallery", "e.PDF", "e.html", "a page (HTML)"),
+        ],
+    )
+    def test_names_that_would_mislead(
+        self, command, name, better, kind, photos, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(sc.datasets, "load", lambda *_: pytest.fail("the work has begun"))
+        (tmp_path / "m").touch()
+        words = [] if command == "train" else ["--model", tmp_path / "m"]
+        told = refused(command, photos, "-o", tmp_path / "new" / name, *words)
+        assert f"{name} is no name for {kind}, which is what is written: call it {better}," in told
+        assert not (tmp_path / "new").exists()
+
+    @pytest.mark.parametrize("name", ["model", ".model", "model.SafeTensors", "model.safetensors"])
+    def test_names_that_do_not_mislead_are_taken_as_they_are(self, name, tmp_path):
+        assert writable(tmp_path / name, "weights", ".safetensors") == tmp_path / name
+
+    @pytest.mark.parametrize("name", ["r.html", "r.HTM", "r"])
+    def test_so_are_those_of_pages(self, name, tmp_path):
+        assert writable(tmp_path / name, "a page", ".html", ".htm") == tmp_path / name
+
+    def test_without_an_extension_the_file_has_the_name_that_was_given(
+        self, photos, model, tmp_path
+    ):
+        words = ("--model", model, "--most", 3, "--json")
+        told = json.loads(fine("gallery", photos, "-o", tmp_path / "page", *words).stdout)
+        assert told["page"] == str(tmp_path / "page") and os.listdir(tmp_path) == ["page"]
+
+    def test_a_folder_called_like_a_page(self, pair, tmp_path):
+        told = refused("explain", *pair, "-o", tmp_path / "out.html")
+        assert "is to be a folder" in told and "call it out." in told
+        assert not list(tmp_path.iterdir())
 
     def test_an_explanation_that_cannot_be_written(self, pair, tmp_path):
         assert "is a file" in refused("explain", *pair, "-o", pair[0])

@@ -154,8 +154,8 @@ class TestResult:
     def test_repr_says_the_decision(self, net, a, b):
         ex = sc.explain(net, a, b, threshold=0.25)
         assert repr(ex) == (
-            f"Explanation({ex.decision}: similarity {ex.similarity:.3f}, similar from 0.750 on, "
-            "gradcam)"
+            f"Explanation({ex.decision}: dissimilarity {ex.dissimilarity:.3f}, dissimilar from "
+            "0.250 on, gradcam)"
         )
 
     def test_cannot_be_changed(self, net, a, b):

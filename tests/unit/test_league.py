@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from siamcam_lib.evaluation import (
     energy,
     league,
     mean_interval,
+    of_another,
     planted,
 )
+from siamcam_lib.evaluation.ordering import stretched
 from siamcam_lib.explaining import Explainer, Pairs
 
 SIDE = 32
@@ -151,6 +154,84 @@ def test_what_fails_is_told_by_name():
         league([], pairs, QUICK)
     with pytest.raises(EvaluationError, match="1 and 0"):
         league(["shared"], pairs, {})
+
+
+def test_shares_that_are_perfect_in_few_pairs_are_not_sure():
+    """Three pairs of even maps: their maximum is everywhere, so in a mask of everything."""
+    chosen = planted("all", np.ones((3, 2, SIDE, SIDE), bool))
+    found = league({"ones": Counted()}, some_pairs(), chosen, progress=False)
+    rows = found.summary.set_index("measure")[["mean", "low", "high"]]
+    for name in ("energy on all", "pointing on all"):
+        assert rows.loc[name].tolist() == pytest.approx([1, 0.025 ** (1 / 3), 1])
+    pairs = judged((0, 1), (2, 3), similar=[True, True])
+    [row] = league({"ones": Counted()}, pairs, {"blank": MEASURES["blank"]}).summary.itertuples()
+    assert (row.mean, row.low, row.high) == pytest.approx((0, 0, 1 - 0.025**0.5))
+
+
+class Spots(Explainer):
+    """In both maps of pair k nothing but place k."""
+
+    title = source = cost = "spots"
+
+    def maps(self, pairs: Pairs, *, seed: int = 0, progress: bool = False) -> Tensor:
+        return torch.eye(len(pairs), 16).view(-1, 1, 4, 4).expand(-1, 2, -1, -1)
+
+
+def judged(*ends: tuple[int, int], similar: list[bool]) -> Pairs:
+    """Pairs of numbered pictures, judged as is said."""
+    images = [
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+        for k in range(1 + max(map(max, ends)))
+    ]
+    net = some_pairs().seeing.network
+    pairs = Pairs(net, *([images[k] for k in side] for side in zip(*ends, strict=True)))
+    y = torch.where(torch.tensor(similar), -0.1, 0.1).double() + pairs.seeing.threshold
+    vars(pairs)["compared"] = replace(pairs.compared, dissimilarity=y)
+    return pairs
+
+
+@pytest.mark.parametrize(
+    ("ends", "similar", "whose"),
+    [
+        # the next one, and the first after the last
+        ([(0, 1), (2, 3), (4, 5)], [True, True, True], [1, 2, 0]),
+        # the next one that is judged alike, and any if there is none
+        ([(0, 1), (2, 3), (4, 5), (6, 7)], [True, False, True, True], [2, 2, 3, 0]),
+        # none that shows one of its own pictures, on whichever side
+        ([(0, 1), (2, 0), (3, 4), (1, 5)], [True, True, True, True], [2, 2, 3, 1]),
+    ],
+)
+def test_another_pairs_maps_are_those_of_the_next_that_could_be_its(ends, similar, whose):
+    place = Measure("place", True, lambda p, maps: maps[:, 1].flatten(1).argmax(dim=1).numpy())
+    both = {"own": place, "another's": of_another(place)}
+    found = league({"spots": Spots()}, judged(*ends, similar=similar), both, progress=False)
+    own, others = (found.values.query("measure == @name").value.tolist() for name in both)
+    assert own == list(range(len(ends))) and others == whose
+
+
+def test_another_pairs_maps_find_what_stands_in_one_place():
+    """Parts at their own places are found by the own map alone, a part in a corner by any."""
+    pairs = judged((0, 1), (2, 3), (4, 5), similar=[True] * 3)
+    moving = stretched(Spots()(pairs), (SIDE, SIDE)) > 0.5
+    measures = planted("moving", moving) | planted("still", moving[:1].expand(3, -1, -1, -1))
+    controls = {f"{name}, another's": of_another(own) for name, own in measures.items()}
+    assert all(own.title == f"{measures[name[:-11]].title}, another's" and own.within == (0, 1)
+               for name, own in controls.items())  # fmt: skip
+    means = league({"spots": Spots()}, pairs, measures | controls, progress=False).summary
+    means = means.set_index("measure")["mean"]
+    assert means["pointing on moving"] == 1 and means["pointing on moving, another's"] == 0
+    still = league({"ones": Counted()}, pairs, measures | controls, progress=False).summary
+    still = still.set_index("measure")["mean"]
+    assert still["energy on still"] == still["energy on still, another's"] > 0
+
+
+def test_another_pairs_maps_where_there_are_none():
+    blank = {"blank": of_another(MEASURES["blank"])}
+    pairs = judged((0, 1), (1, 2), similar=[True, True])
+    with pytest.raises(EvaluationError, match="Pair 0 of 2 has no other pair without its pictures"):
+        league({"ones": Counted()}, pairs, blank, progress=False)
+    with pytest.raises(EvaluationError, match="explains changed pictures again"):
+        of_another(MEASURES["continuity"])
 
 
 def test_progress_names_the_explainer(capfd):

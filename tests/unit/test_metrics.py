@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
@@ -118,7 +119,7 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
 
 
 def test_interval_covers_the_truth_as_often_as_it_says() -> None:
-    """95 % intervals of the accuracy of pairs whose true accuracy is known to be 0.8."""
+    """95% intervals of the accuracy of pairs whose true accuracy is known to be 0.8."""
     random = np.random.default_rng(0)
     label = np.arange(120) % 2
     covered = 0
@@ -152,6 +153,53 @@ def test_pairs_of_one_anchor_are_resampled_together() -> None:
                  (("once", once), ("naive", naive), ("clustered", clustered))}  # fmt: skip
         assert width["clustered"] > 2 * width["naive"], name
         assert width["clustered"] == pytest.approx(width["once"], rel=0.15), name
+
+
+@pytest.mark.parametrize("anchors", [36, 18, 4])
+@pytest.mark.parametrize("right", [True, False])
+def test_what_is_perfect_has_the_exact_interval(anchors: int, right: bool) -> None:
+    """36 of 36, in 36, 18 or 4 anchors of which each has pairs of both kinds but for 36."""
+    label = np.repeat([0, 1], 18)
+    score = np.where(label == right, 0.9, 0.1)
+    found = report(score, label, 0.5, np.arange(36) % anchors)
+    bound = 0.025 ** (1 / anchors)
+    of_rarer = 0.025 ** (1 / min(anchors, 18))
+    for name, value in found:
+        expected = bound if name == "accuracy" else of_rarer
+        interval = (expected, 1) if right else (0, 1 - expected)
+        assert value == right and found.intervals[name] == pytest.approx(interval), name
+    assert found.intervals["accuracy"] == pytest.approx(
+        stats.binomtest(anchors if right else 0, anchors).proportion_ci(method="exact")
+    )
+
+
+def test_the_rarer_kind_bounds_what_needs_both() -> None:
+    label = np.repeat([0, 1], [30, 6])
+    anchor = np.concatenate([np.arange(30), [0, 0, 1, 1, 2, 2]])  # three have a dissimilar pair
+    found = report(np.where(label == 1, 0.9, 0.1), label, 0.5, anchor, bootstrap=500).intervals
+    assert found["accuracy"][0] == pytest.approx(0.025 ** (1 / 30))
+    assert found["auc"] == found["recall"] == pytest.approx((0.025 ** (1 / 3), 1))
+
+
+def test_an_auc_of_one_at_a_threshold_that_errs() -> None:
+    label = np.repeat([0, 1], 10)
+    score = np.where(label == 1, 0.9, 0.6)  # the order is right, half of the decisions is wrong
+    found = report(score, label, 0.5, np.arange(20) % 10)
+    assert found.auc == 1 and found.intervals["auc"] == pytest.approx((0.025 ** (1 / 10), 1))
+    assert found.intervals["accuracy"] == (0.5, 0.5)  # one in each anchor, whichever are drawn
+
+
+def test_intervals_that_have_a_width_are_those_of_the_bootstrap() -> None:
+    """As they were before perfect metrics got an exact one: plain quantiles of the resamples."""
+    for seed, shift in ((6, 1.0), (7, 2.0), (8, -2.0)):
+        score, label = _scored(seed=seed, m=40, shift=shift)
+        cluster = np.arange(40) // 2
+        found = report(score, label, 0.5, cluster, bootstrap=300, seed=seed).intervals
+        random = np.random.default_rng(seed)
+        drawn = random.multinomial(20, np.full(20, 1 / 20), size=300)[:, cluster].astype(float)
+        for name, values in metrics(score, label, 0.5, drawn).items():
+            low, high = np.nanquantile(values, [0.025, 0.975])
+            assert low < high and found[name] == (low, high), name
 
 
 # --- bad input ----------------------------------------------------------------------------------

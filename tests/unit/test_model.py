@@ -6,6 +6,8 @@ import io
 import json
 import math
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -205,7 +207,8 @@ def tampered(net: sc.SiameseNet, path: Path, config=None, metadata=None, tensors
         stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         notes = dict(file.metadata())
     if config is not None:
-        notes["config"] = config if isinstance(config, str) else json.dumps(net.config | config)
+        whole = json.loads(notes["config"])
+        notes["config"] = config if isinstance(config, str) else json.dumps(whole | config)
     save_file(stored | (tensors or {}), path, metadata=notes if metadata is None else metadata)
     return path
 
@@ -253,6 +256,37 @@ class TestFiles:
         again = sc.SiameseNet.load(tmp_path / "m.safetensors", backbone=other)
         a, b = batch(2, size=32), batch(2, 1, size=32)
         assert torch.equal(again(a, b), net(a, b))
+
+    def test_equal_networks_give_equal_files(self, tmp_path, named):
+        """The order of safetensors' entries is drawn by lot, anew for each file."""
+        for k in range(12):
+            named.save(tmp_path / f"{k}.safetensors")
+        again = sc.SiameseNet.load(tmp_path / "0.safetensors")
+        again.config = dict(reversed(again.config.items()))
+        again.save(tmp_path / "again.safetensors")
+        assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+    @pytest.mark.slow
+    def test_they_do_so_in_every_process(self, tmp_path, root):
+        script = (
+            "import sys; from siamcam_lib.model import SiameseNet\n"
+            "net = SiameseNet.load(sys.argv[1])\n"
+            "for path in sys.argv[2:]: net.save(path)"
+        )
+        paths = [tmp_path / f"{k}.safetensors" for k in range(4)]
+        sc.SiameseNet(NAME, 6, image_size=64, pretrained=False, looks=5).save(paths[0])
+        subprocess.run([sys.executable, "-c", script, *paths], check=True, cwd=root)
+        assert len({path.read_bytes() for path in paths}) == 1
+
+    def test_a_file_of_an_earlier_version_is_read(self, tmp_path, named):
+        """There the format was an entry of its own."""
+        notes = {"format": "siamcam-1", "config": json.dumps(named.config)}
+        again = sc.SiameseNet.load(tampered(named, tmp_path / "m", metadata=notes))
+        assert again.config == named.config
+        assert all(torch.equal(v, again.state_dict()[k]) for k, v in named.state_dict().items())
+        notes["format"] = "siamcam-0"
+        with pytest.raises(ModelError, match="format 'siamcam-0', expected 'siamcam-1'"):
+            sc.SiameseNet.load(tampered(named, tmp_path / "m", metadata=notes))
 
     def test_a_save_that_fails_leaves_the_old_file(self, tmp_path, named, monkeypatch):
         path = tmp_path / "m.safetensors"
@@ -338,6 +372,8 @@ class TestBadFiles:
             {"format": "pt"},
             {"format": "siamcam-1"},
             {"format": "siamcam-99", "config": "{}"},
+            {"config": '{"format": "siamcam-99"}'},
+            {"config": '{"format": "siamcam-1"}'},
         ],
     )
     def test_safetensors_of_others(self, tmp_path, metadata):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
@@ -215,23 +216,37 @@ class TestSplit:
     @pytest.mark.parametrize(
         ("labels", "groups", "expected"),
         [
-            ([0] * 50, None, "one class"),
-            ([0, 1] * 50, [0] * 100, "1 independent group"),
+            ([], None, "images: none. Two .* fewer than 10 of one class and 3 of others"),
+            ([0] * 50, None, "images: 50 of 'class 0'. Two .* 10 of one class and 3 of others"),
+            ([0] * 49 + [1], None, "images: 49 of 'class 0', 1 of 'class 1'. Two .* 3 of others"),
+            ([0, 1] * 9, None, "images: 9 of 'class 0', 9 of 'class 1'. Two .* 10 of one class"),
+            ([0, 1] * 10, None, "images: .*10 of 'class 1'. Two .* 8 images left, and 10 are"),
+            ([0, 1] * 12, None, "images: .*12 of .* With seed 0 the validation part would hold 2"),
             (
-                [0, 1] * 4,
-                None,
-                "No class .* more than 4 images left, and 5 .* Two classes need 14 images each",
+                [0, 1] * 50, [0] * 100,
+                "independent images: 50 of .* Of 100 images there are 1 independent groups, .* 5 ",
             ),
-            ([0] * 49 + [1], None, "too few for one similar and one dissimilar"),
         ],
-    )
+    )  # fmt: skip
     def test_what_cannot_be_split_is_refused(self, labels, groups, expected):
-        with pytest.raises(PairError, match=expected):
+        with pytest.raises(PairError, match=f"^'made up' has too few {expected}") as told:
             split(labelled(labels, groups))
+        assert re.search("Two classes need 14 (independent )?images each", str(told.value))
 
-    def test_an_empty_set_is_refused(self):
-        with pytest.raises(PairError):
-            split(labelled([]))
+    def test_of_many_classes_the_largest_are_named(self):
+        images = labelled(np.repeat(np.arange(9), [1, 2, 1, 1, 4, 1, 3, 1, 1]))
+        expected = "4 of 'class 4', 3 of 'class 6', 2 of 'class 1', 1 of 'class 0', 1 of 'class 2'"
+        with pytest.raises(PairError, match=f"images: {expected}, others of 4 classes. Two"):
+            split(images)
+
+    def test_what_no_split_can_do_is_told_before_pictures_are_looked_at(self, monkeypatch):
+        monkeypatch.setattr(splitting, "find_duplicates", lambda _: pytest.fail("looked at"))
+        for labels in ([0, 1] * 9, [0] * 500 + [1, 2]):
+            with pytest.raises(PairError, match="too few images"):
+                split(labelled(labels, source=Memory("folder")))
+        # a class for each part, of which no two are the same, is enough
+        parts = split(labelled([0] * 100 + [1, 2, 3]))
+        assert all(len(np.unique(p.labels)) == 2 for p in (parts.train, parts.val, parts.test))
 
     @pytest.mark.parametrize(
         "sizes", [(14, 14), (14, 14, 14), (14,) * 5, (14, 40), (14, 14, 1), (14, 14, 5, 5)]

@@ -206,6 +206,27 @@ class TestChecks:
     def test_maps_that_are_all_blank_say_nothing_of_the_border(self):
         assert self.fired(border=None, blank=1.0) == {6}
 
+    def test_few_pictures_are_told_where_every_pair_is_right(self):
+        """18 pictures, each with a pair of either kind: 36 of 36 right is not sure."""
+        label = np.repeat([0, 1], 18)
+        score = np.where(label == 1, 0.8, 0.2)
+        report = sc.evaluation.report(score, label, 0.5, np.tile(np.arange(18), 2))
+        low = 0.025 ** (1 / 18)
+        rests = Evidence(10, Estimate(1, 1, 1), Estimate(1, 1, 1), 0, np.ones((40, 40)))
+        few = checks(report, 0, (), rests)[1]
+        assert few.measure == f"accuracy 1.000 [{low:.3f}, 1.000]" and few.fires
+        assert f"36 pairs leave the accuracy open by {1 - low:.2f}: judge on more" in few.advice
+        many = sc.evaluation.report(np.repeat(score, 3), np.repeat(label, 3), 0.5)
+        assert not checks(many, 0, (), rests)[1].fires
+
+    def test_an_order_without_a_fault_may_still_be_chance(self):
+        rests = Evidence(10, Estimate(1, 1, 1), Estimate(1, 1, 1), 0, np.ones((40, 40)))
+        for anchors, chance in ((5, True), (6, False)):
+            label = np.repeat([0, 1], anchors)
+            score = np.where(label == 1, 0.8, 0.2)
+            report = sc.evaluation.report(score, label, 0.5, np.tile(np.arange(anchors), 2))
+            assert checks(report, 0, (), rests)[0].fires == chance
+
 
 class TestAudit:
     def test_the_numbers_are_those_of_the_library(self, found, net, images, cache):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import nbformat
 import pytest
 from nbformat import v4
@@ -61,6 +59,13 @@ def test_shown_records_are_read_back_in_order(images, tmp_path):
     assert results.read(executed(tmp_path / "b.ipynb")) == []
 
 
+def test_measures_keep_their_order_in_a_notebook(images, tmp_path):
+    measures = {name: (0.5, 0.4, 0.6) for name in ("Recall@1", "Recall@5", "Recall@10")}
+    made = results.record("gallery", "frozen", measures, images, profile="quick")
+    path = executed(tmp_path / "a.ipynb", results.show(made))
+    assert list(results.read(path)[0].measures) == [*measures]
+
+
 def test_the_table_has_a_dash_where_nothing_was_measured(images):
     other = results.record("flowers", "a | b <i>", {"gain": (1, 0, 2)}, images, profile="quick")
     shown = results.show(record(images), other)
@@ -103,7 +108,7 @@ def test_nothing_to_show():
 def test_a_damaged_notebook_is_told(images, tmp_path, damage):
     path = tmp_path / "a.ipynb"
     if damage == "no study":
-        row = asdict(record(images))
+        row = results.show(record(images))._repr_mimebundle_()[1][results.KEPT][0]
         del row["study"]
         output = v4.new_output("display_data", metadata={results.KEPT: [row]})
         cells = [v4.new_code_cell("x", outputs=[output])]

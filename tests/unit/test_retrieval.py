@@ -217,6 +217,14 @@ def test_the_interval_draws_queries_of_one_group_together() -> None:
     assert expected.low < expected.value < expected.high
 
 
+def test_what_is_always_found_in_few_queries_is_not_sure() -> None:
+    e = np.array([[0.0], [0.1], [1.0], [1.1]])
+    found = found_by(e, [0, 0, 1, 1], ks=(1,))
+    assert found["Recall@1"] == pytest.approx((1, 0.025 ** (1 / 4), 1))
+    tied = found_by(np.repeat(e, 2, axis=0), [0] * 4 + [1] * 4, [0, 1, 0, 1, 2, 3, 2, 3], ks=(1,))
+    assert tied["mAP"] == pytest.approx((1, 0.025 ** (1 / 4), 1))  # eight queries of four groups
+
+
 def test_says_itself_in_a_table() -> None:
     e, labels = collection(2)
     found = found_by(e, labels, bootstrap=20)

@@ -62,6 +62,51 @@ class TestMeanInterval:
         with pytest.raises(EvaluationError, match="3 values and 2 clusters"):
             mean_interval([1, 2, 3], [0, 1])
 
+    def test_shares_that_are_all_one_leave_doubt(self):
+        right, wrong = (mean_interval(np.full(36, end), within=(0, 1)) for end in (1.0, 0.0))
+        assert right == pytest.approx((1, 0.025 ** (1 / 36), 1))
+        assert wrong == pytest.approx((0, 0, 1 - 0.025 ** (1 / 36)))
+        low = mean_interval(np.full(36, 2.5), within=(-2.5, 2.5)).low
+        assert low == pytest.approx(-2.5 + 5 * right.low)
+
+    def test_what_counts_are_clusters_and_not_values(self):
+        found = mean_interval(np.ones(36), np.arange(36) // 3, within=(0, 1))
+        assert found.low == pytest.approx(0.025 ** (1 / 12))
+
+    def test_the_exact_interval_covers_a_share_near_one(self):
+        """Where most samples of 20 have no miss, the bootstrap alone would nearly never cover."""
+        samples = np.random.default_rng(0).random((400, 20)) < 0.98
+        found = [mean_interval(s.astype(float), within=(0, 1), resamples=200) for s in samples]
+        alone = [mean_interval(s.astype(float), resamples=200) for s in samples]
+        assert np.mean([e.low <= 0.98 <= e.high for e in found]) > 0.95
+        assert np.mean([e.low <= 0.98 <= e.high for e in alone]) < 0.5
+
+    @pytest.mark.parametrize("values", [[0, 1, 1, 1], [0.2, 0.2, 0.2], [1, 1, 0.999]])
+    def test_within_changes_no_other_interval(self, values):
+        assert mean_interval(values, within=(0, 1)) == mean_interval(values)
+
+    def test_values_of_no_known_range_keep_what_the_bootstrap_gives(self):
+        assert mean_interval([1, 1, 1]) == Estimate(1, 1, 1)
+
+
+class TestSide:
+    @pytest.mark.parametrize(
+        ("low", "high", "decimals", "side"),
+        [
+            (0.0006, 0.1, 3, 1),
+            (0.0004, 0.1, 3, 0),
+            (0.0004, 0.1, 4, 1),
+            (-0.1, -0.0006, 3, -1),
+            (-0.1, -0.0004, 3, 0),
+            (-0.1, 0.1, 3, 0),
+            (0, 0, 3, 0),
+        ],
+    )
+    def test_agrees_with_what_is_printed(self, low, high, decimals, side):
+        assert Estimate((low + high) / 2, low, high).side(decimals) == side
+        printed = [float(f"{bound:.{decimals}f}") for bound in (low, high)]
+        assert side == (printed[0] > 0) - (printed[1] < 0)
+
 
 class TestOverSeeds:
     def test_is_student(self):
@@ -74,8 +119,9 @@ class TestOverSeeds:
         found = over_seeds([0.9, 1.0, 0.98], within=(0, 1))
         assert found.high == 1 and found.low == over_seeds([0.9, 1.0, 0.98]).low
 
-    def test_equal_values_leave_no_doubt(self):
+    def test_equal_values_have_no_spread_also_at_an_end(self):
         assert over_seeds([0.5, 0.5, 0.5]) == Estimate(0.5, 0.5, 0.5)
+        assert over_seeds([1.0, 1.0], within=(0, 1)) == Estimate(1, 1, 1)
 
     @pytest.mark.parametrize("values", [[], [0.9], [0.9, np.nan]])
     def test_refuses(self, values):

@@ -11,7 +11,7 @@ import pytest
 import siamcam_lib as sc
 from siamcam_lib.cache import FeatureCache
 from siamcam_lib.cropping import centre_box, cropped
-from siamcam_lib.errors import EvaluationError
+from siamcam_lib.errors import EvaluationError, PairError
 
 QUICK = sc.Recipe(2, 32, steps=2)
 
@@ -148,3 +148,13 @@ def test_each_split_is_made_once_and_never_anothers(monkeypatch):
         assert parts is again
         assert (parts.train.items, parts.test.items) == (truth.train.items, truth.test.items)
         np.testing.assert_array_equal(parts.train.labels, truth.train.labels)
+
+
+def test_what_one_seed_cannot_split_is_told_before_any_training(monkeypatch):
+    """Thirteen images a class are enough for some seeds."""
+    images = sc.datasets.load("scenes/flowers", n=100)
+    few = np.concatenate([np.flatnonzero(images.labels == label)[:13] for label in (0, 1)])
+    module = sys.modules["siamcam_lib.studies"]
+    monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("a training has begun"))
+    with pytest.raises(PairError, match="13 of 'Dandelion'.* With seed 3 the"):
+        sc.study(images.subset(few), (2, 4, 3))

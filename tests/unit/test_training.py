@@ -23,9 +23,10 @@ from PIL import Image
 from pytorch_metric_learning.losses import SupConLoss
 from torch import nn
 from torchvision.transforms import v2
+from tqdm.notebook import tqdm_notebook
 
 import siamcam_lib as sc
-from siamcam_lib import losses, training
+from siamcam_lib import losses, processes, training
 from siamcam_lib.augmentation import default_augmentation
 from siamcam_lib.errors import ModelError, PairError, TrainingError
 from siamcam_lib.features import FeatureCache, pooled_features
@@ -312,6 +313,59 @@ def test_an_impossible_threshold_is_refused_before_training(split, cache, thresh
     with pytest.raises((TrainingError, ModelError), match="between 0 and 1"):
         train(tiny_net(), split, cache, threshold=threshold)
     assert steps == []
+
+
+@pytest.mark.parametrize("name", ["training", "validation"])
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [((), "none"), ((3,), "3 of 'red'"), ((1, 1, 1), "1 of 'red', 1 of 'green', 1 of 'blue'")],
+)
+def test_a_part_without_pairs_is_refused_before_any_work(split, name, sizes, said, monkeypatch):
+    monkeypatch.setattr(training, "_frozen", lambda *_: pytest.fail("the work has begun"))
+    part = split.train if name == "training" else split.val
+    chosen = [i for c, n in enumerate(sizes) for i in np.flatnonzero(part.labels == c)[:n]]
+    few = replace(split, **{"train" if name == "training" else "val": part.subset(chosen)})
+    with pytest.raises(PairError, match=f"The {name} part of 'tiles' has too few images: {said}."):
+        sc.fit(tiny_net(), few, recipe=FROZEN)
+
+
+def test_in_a_log_each_epoch_has_one_line(split, cache, tmp_path, capsys):
+    options = {"recipe": FROZEN, "cache": FeatureCache(cache), "folder": tmp_path / "run"}
+    features = [
+        "features of 24 training images, view 1 of 2",
+        "features of 24 training images, view 2 of 2",
+        "features of 12 validation images",
+    ]
+    done = sc.fit(tiny_net(), split, **options).history
+    out, err = capsys.readouterr()
+    assert err.split("\n") == [
+        *features,
+        "training",
+        *(
+            f"epoch {k} of 4: loss {e['train_loss']:.3f}, validation AUC {e['val_auc']:.3f}, "
+            f"{e['seconds']:.1f} s"
+            for k, e in enumerate(done, 1)
+        ),
+        "",
+    ]
+    sc.fit(tiny_net(), split, **options)  # it had finished
+    again, err = capsys.readouterr()
+    assert err.splitlines() == features
+    sc.fit(tiny_net(), split, **options | {"folder": None}, progress=False)
+    assert (out, again, *capsys.readouterr()) == ("", "", "", "")
+
+
+@pytest.mark.parametrize("where", ["terminal", "notebook"])
+def test_where_somebody_watches_a_bar_moves(split, cache, capsys, monkeypatch, where):
+    if where == "terminal":
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+        assert not processes.step("to a file, the other stream would have bars")
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    else:
+        monkeypatch.setattr(processes, "tqdm", tqdm_notebook)
+    sc.fit(tiny_net(), split, recipe=FROZEN, cache=FeatureCache(cache))
+    said = "".join(capsys.readouterr())
+    assert "epoch 1 of 4" not in said and "\rEpoch 0: " in said
 
 
 def test_the_callers_random_numbers_are_left_alone(split, cache):
