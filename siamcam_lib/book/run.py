@@ -176,9 +176,11 @@ def run_chapters(
             _wipe(stage, keys if reuse else {})
         kept = {run.name: run for run in _recorded(stage) if only is None}
         _copy_surroundings(root, stage)
-        kept |= {n: _stage_prose(n, source, stage, keys[n]) for n, source in prose.items()}
         # all others are not run yet, and a run that is cut off is none
-        _record({name: kept.get(name) for name in pages}, stage, order)
+        _record({name: kept.get(name) for name in pages} | dict.fromkeys(prose), stage, order)
+        staged = {n: _stage_prose(n, source, stage, keys[n]) for n, source in prose.items()}
+        _record(staged, stage, order)
+        kept |= staged
         if only is not None:
             _stage_not_run({n: s for n, s in every.items() if n not in pages}, stage, order)
 

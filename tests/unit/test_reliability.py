@@ -223,7 +223,7 @@ def write_record(folder: Path) -> None:
     """What `run_chapters` notes of a page."""
     run = run_module.ChapterRun("page", folder / "page.ipynb", 1.0, True, {"data": "x" * 3000})
     with run_module.writing(folder):
-        run_module._record("page", run, folder, ["page"])
+        run_module._record({"page": run}, folder, ["page"])
 
 
 def writers() -> dict[str, Callable[[Path], object]]:
@@ -336,7 +336,7 @@ class TestFullDisk:
 
 
 class TestBookOnAFullDisk:
-    """Without running a kernel: `_run_page` and `_render` are what is left out."""
+    """Without running a kernel: the one page is prose, and `_render` is left out."""
 
     @pytest.fixture
     def root(self, tmp_path, monkeypatch) -> Path:
@@ -398,7 +398,7 @@ class TestBookOnAFullDisk:
             assert not (root / "stage" / run_module.RUNS_FILE).exists()
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(run_module, "_run_page", killed)
+        monkeypatch.setattr(run_module, "_stage_prose", killed)
         with pytest.raises(KeyboardInterrupt):
             run_chapters(root, root / "stage", only="page")
         with pytest.raises(BookError, match="holds no executed chapters"):
