@@ -65,17 +65,17 @@ function histogram(bars) {
   const side = (label) => `<path d="${path(label)}" fill="${colour(label)}" fill-opacity=".3"/>
     <svg y="0" height="200"><path d="${path(label)}" fill="${colour(label)}"/></svg>`;
   const ticks = [0, 0.25, 0.5, 0.75, 1].map((y) =>
-    `<path class="axis" d="M${across(y)} 184v4"/><text x="${across(y)}" y="200"
+    `<path class="axis" d="M${across(y)} 204v4"/><text x="${across(y)}" y="220"
       text-anchor="middle">${y}</text>`);
   const element = make("div");
-  element.innerHTML = `<svg viewBox="0 0 340 220" role="img">
+  element.innerHTML = `<svg viewBox="0 0 340 240" role="img">
     ${side(0)}${side(1)}
-    <path class="axis" d="M20 100H320M20 184H320"/>${ticks.join("")}
-    <path class="threshold" d="M0 16V184" stroke="var(--siamcam-text)" stroke-width="2"/>
-    <text x="170" y="214" text-anchor="middle">dissimilarity y</text>
-    <text x="320" y="14" text-anchor="end" style="fill:${colour(0)}">similar pairs (at most
+    <path class="axis" d="M20 100H320M20 204H320"/>${ticks.join("")}
+    <path class="threshold" d="M0 18V182" stroke="var(--siamcam-text)" stroke-width="2"/>
+    <text x="170" y="234" text-anchor="middle">dissimilarity y</text>
+    <text x="320" y="12" text-anchor="end" style="fill:${colour(0)}">similar pairs (at most
       ${Math.max(...bars[0])})</text>
-    <text x="24" y="178" style="fill:${colour(1)}">dissimilar pairs (at most
+    <text x="20" y="196" style="fill:${colour(1)}">dissimilar pairs (at most
       ${Math.max(...bars[1])})</text></svg>`;
   const [svg, similar, dissimilar] = element.querySelectorAll("svg");
   const show = (t, words) => {

@@ -161,6 +161,20 @@ class TestThreshold:
             x, y = (float(v) for v in point[10:-1].split())
             assert [(x - 60) / 160, (176 - y) / 160] == pytest.approx(seen["place"])
 
+    def test_no_label_lies_under_the_line(self, here):
+        boxes = """(all) => all.map((e) => {
+          const { left, right, top, bottom } = e.getBoundingClientRect();
+          return [left - 2, right + 2, top, bottom]; // the line is two wide
+        })"""
+        for threshold in (0, 0.1, 0.3, 0.6, 0.9, 1):
+            here.put(threshold=threshold)
+            chart = here.page.locator(".siamcam-charts svg:has(> .threshold)")
+            ((left, right, top, bottom),) = chart.locator(".threshold").evaluate_all(boxes)
+            texts = chart.locator("text").evaluate_all(boxes)
+            assert len(texts) == 8
+            assert [t for t in texts if t[0] < right and left < t[1] and t[2] < bottom
+                    and top < t[3]] == []  # fmt: skip
+
     def test_the_nearest_pairs_change_sides(self, here, report, pairs, explorers):
         candidates = explorers["threshold"].view.data["candidates"]
         sides = set()

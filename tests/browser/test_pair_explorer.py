@@ -232,6 +232,17 @@ def test_what_is_drawn_is_the_heatmap_over_the_grey_picture(alone, unit, opacity
     check_pictures(alone, unit, seen, opacity)
 
 
+def test_the_dot_stays_inside_at_both_ends_of_its_line(alone):
+    inside = """(line, y) => {
+      line.style.setProperty("--y", y);
+      const dot = line.querySelector("b").getBoundingClientRect();
+      const all = line.closest(".siamcam-explorer").getBoundingClientRect();
+      return all.left <= dot.left && dot.right <= all.right;
+    }"""
+    line = alone.page.locator(".siamcam-line")
+    assert line.evaluate(inside, 0) and line.evaluate(inside, 1)
+
+
 @pytest.mark.parametrize("pair", [(2, 2), (0, 7)])
 def test_identical_images_are_called_blank(alone, unit, pair):
     blank = alone.page.get_by_text("blank: zero everywhere")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
-from playwright.sync_api import Page
+from PIL import Image
+from playwright.sync_api import Locator, Page
 
 from siamcam_lib.book import build
 
@@ -77,6 +80,45 @@ OVERFLOW = """() => {
     .filter((e) => e.getBoundingClientRect().right > window.innerWidth + 1)
     .map((e) => e.outerHTML.slice(0, 120)).slice(0, 5).concat("the page scrolls sideways");
 }"""
+# Pages with boxes of each kind that are wider than a telephone.
+WIDER = {
+    "book/appendix/api_data": ["mjx-container[display]"],
+    "book/beyond/paper_revisited": [
+        ".siamcam-picture", ".output.text_html", ".pst-scrollable-table-container", "pre",
+    ],
+}  # fmt: skip
+KINDS = [kind for kinds in WIDER.values() for kind in kinds]
+# What is cut on a narrow page: of which kinds, and what does not show it by a shade at its edge or
+# is out of a keyboard's reach. Then pictures too small to be read, and captions that scroll.
+CUT = """(kinds) => {
+  const all = (selector) => [...document.querySelectorAll(`.bd-article ${selector}`)];
+  const short = (element) => element.outerHTML.slice(0, 160);
+  const cut = all(":not(mjx-container *, pre *)").filter((e) => e.scrollWidth > e.clientWidth + 1
+    && /auto|scroll/.test(getComputedStyle(e).overflowX) && e.checkVisibility());
+  return {
+    kinds: kinds.filter((kind) => cut.some((e) => e.matches(kind))),
+    unseen: cut.filter((e) => !/local.*scroll/.test(getComputedStyle(e).backgroundAttachment)
+      || getComputedStyle(e).backgroundImage === "none").map(short),
+    unreached: cut.filter((e) => e.tabIndex < 0).map(short),
+    small: all(".cell_output img").filter((i) => i.checkVisibility()
+      && i.clientWidth < 0.69 * i.naturalWidth).map(short),
+    captions: all("figcaption").filter((c) => c.closest(".siamcam-picture")).map(short),
+  };
+}"""
+# The colour of a box' text and of its ground in the shade, each from 0 to 255.
+SHADED = """(box) => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const probe = box.appendChild(document.createElement("i"));
+  const computed = (colour) => {
+    probe.style.color = colour;
+    return numbers(getComputedStyle(probe).color);
+  };
+  const text = numbers(getComputedStyle(box).color).slice(0, 3);
+  const ground = computed("var(--siamcam-ground)");
+  const [red, green, blue, share] = computed("var(--siamcam-shade)");
+  probe.remove();
+  return [text, [red, green, blue].map((c, k) => share * c + (1 - share) * ground[k])];
+}"""
 
 
 @dataclass
@@ -88,6 +130,7 @@ class Visit:
     failed: list[str] = field(default_factory=list)
     look: dict = field(default_factory=dict)
     overflow: list[str] = field(default_factory=list)
+    cut: dict = field(default_factory=dict)
     barriers: list = field(default_factory=list)
 
 
@@ -126,6 +169,10 @@ def visit(page: Page, url: str, base: str, shots: dict[str, Path], read: Callabl
     page.set_viewport_size(NARROW)
     seen.overflow = page.evaluate(OVERFLOW)
     photograph(page, shots["narrow"])
+    seen.cut = page.evaluate(CUT, KINDS)
+    if seen.cut["unreached"]:  # the theme waits until a window has its size
+        page.wait_for_timeout(500)
+        seen.cut = page.evaluate(CUT, KINDS)
     page.set_viewport_size(WIDE)
     seen.barriers = read(page, seen.look["explorers"])
     return seen
@@ -264,12 +311,14 @@ def test_a_violation_of_a_page_would_be_found(browser, site, violations):
     page = browser.new_page()
     page.goto((site / "book/foundations/01_pairs.html").as_uri(), wait_until="load")
     page.evaluate("document.querySelector('.bd-article p').style.color = '#ddd'")
+    page.evaluate("document.querySelector('.bd-article td').style.color = '#ddd'")
     page.add_style_tag(content="html .bd-article pre .kn { color: #eee !important }")
     assert page.locator("pre .kn").count() > 3
     for rules in (None, COLOURS):
         ((rule, places),) = whole_page(page, violations, rules)
         assert rule == "color-contrast"
-        assert sorted('<span class="kn"' in place for place in places) == [False, True]
+        assert len(places) == 3
+        assert {"<span", "<td"} <= {place.split()[0] for place in places}
     page.close()
 
 
@@ -301,6 +350,64 @@ def test_launch_buttons_open_the_page_s_own_file(browser, site, executed):
 
 def test_no_page_is_wider_than_a_telephone(visits):
     assert {name: seen.overflow for name, seen in visits.items() if seen.overflow} == {}
+
+
+def test_what_is_cut_on_a_telephone_shows_it_and_can_be_reached(visits):
+    for fault in ("unseen", "unreached", "small", "captions"):
+        found = {name: seen.cut[fault] for name, seen in visits.items()}
+        assert {name: places for name, places in found.items() if places} == {}, fault
+    kinds = {kind for seen in visits.values() for kind in seen.cut["kinds"]}
+    assert kinds == set(KINDS)
+
+
+def luminance(colour: list[float]) -> float:
+    """As WCAG has it, of red, green and blue from 0 to 255."""
+    linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def shades(box: Locator) -> list[bool]:
+    """Whether the left and the right edge of a box are shaded: by its picture with and without."""
+    box.evaluate("(box) => box.blur()")
+    pictures = []
+    for style in ("", "none"):
+        box.evaluate("(box, style) => { box.style.backgroundImage = style }", style)
+        with Image.open(io.BytesIO(box.screenshot())) as shot:
+            pictures.append(np.asarray(shot.convert("L"), float))
+    box.evaluate("(box) => { box.style.backgroundImage = '' }")
+    changed = abs(pictures[0] - pictures[1])[10:-10]
+    return [bool(np.median(edge) > 10) for edge in (changed[:, 3:6], changed[:, -6:-3])]
+
+
+def test_a_shade_says_where_there_is_more_and_the_keyboard_gets_there(browser, site):
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, reduced_motion="reduce", color_scheme="light"
+    )
+    for name, kinds in WIDER.items():
+        page = context.new_page()
+        page.goto((site / f"{name}.html").as_uri(), wait_until="load")
+        page.wait_for_function(READY)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        for kind in kinds:
+            boxes = page.locator(f".bd-article {kind}")
+            wide = boxes.evaluate_all("""(all) => all.findIndex((e) =>
+              e.scrollWidth > e.clientWidth + 50 && e.checkVisibility())""")
+            assert wide >= 0, (name, kind)
+            box = boxes.nth(wide)
+            for mode in ("light", "dark"):
+                page.evaluate("(mode) => { document.documentElement.dataset.theme = mode }", mode)
+                box.evaluate("(box) => { box.scrollLeft = 0 }")
+                assert shades(box) == [False, True], (name, kind, mode)
+                text, ground = map(luminance, box.evaluate(SHADED))
+                ratio = (max(text, ground) + 0.05) / (min(text, ground) + 0.05)
+                assert ratio > 4.5 or kind == ".siamcam-picture", (name, kind, mode)
+                box.focus()
+                page.keyboard.press("ArrowRight")
+                page.wait_for_function("document.activeElement.scrollLeft > 20")
+                box.evaluate("(box) => { box.scrollLeft = box.scrollWidth }")
+                assert shades(box) == [True, False], (name, kind, mode)
+        page.close()
+    context.close()
 
 
 def test_every_page_was_photographed(visits, executed):
