@@ -14,7 +14,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -27,6 +27,8 @@ from siamcam_lib.training import Fit
 
 SIMILAR, DISSIMILAR, NEUTRAL = "#0072B2", "#D55E00", "#6b7280"
 """Okabe and Ito's blue and vermilion: told apart by every kind of colour vision."""
+SIGNED = LinearSegmentedColormap.from_list("signed", [DISSIMILAR, "white", SIMILAR])
+"""Of raw maps, white at 0: blue speaks for similarity, vermilion against it."""
 IMAGE_A, IMAGE_B = "#009E73", "#CC79A7"
 """Their green and purple: what belongs to one picture of a pair, or to the other."""
 FACTUAL, COUNTERFACTUAL, SHARED, SELF = "#332288", "#999933", "#882255", "#44AA99"
