@@ -30,7 +30,7 @@ SIMILAR, DISSIMILAR, NEUTRAL = "#0072B2", "#D55E00", "#6b7280"
 SIGNED = LinearSegmentedColormap.from_list("signed", [DISSIMILAR, "white", SIMILAR])
 """Of raw maps, white at 0: blue speaks for similarity, vermilion against it."""
 IMAGE_A, IMAGE_B = "#009E73", "#CC79A7"
-"""Their green and purple: what belongs to one picture of a pair, or to the other."""
+"""Their green and reddish purple: what belongs to one picture of a pair, or to the other."""
 FACTUAL, COUNTERFACTUAL, SHARED, SELF = "#332288", "#999933", "#882255", "#44AA99"
 """Tol's muted indigo, olive, wine and teal: curves of a kind of map."""
 ONE, ANOTHER = "#E69F00", "#56B4E9"
