@@ -31,7 +31,6 @@ from lightning.fabric.plugins.environments import (
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 from tqdm.auto import tqdm
-from tqdm.notebook import tqdm_notebook
 
 from siamcam_lib.errors import SiamcamError
 
@@ -203,7 +202,8 @@ def step(what: str, progress: bool = True) -> bool:
         False
     """
     terminal = sys.stderr.isatty() and sys.stdout.isatty()  # Lightning's bars are on stdout
-    bar = terminal or issubclass(tqdm, tqdm_notebook)
+    # by its name: the notebook's bar, if imported, brings IPython and its widgets along
+    bar = terminal or any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
     if progress and not bar:
         print(what, file=sys.stderr, flush=True)
     return progress and bar
