@@ -120,7 +120,7 @@ function render({ model, el }) {
     canvas.getContext("2d").drawImage(pictures[k], left, top, ...size, 0, 0, ...size);
     strip.show(k);
     say(verdict, `box ${size[0]} × ${size[1]} of ${width} × ${height} pixels, ` +
-      `${(100 * share).toFixed(0)} % of the picture`);
+      `${(100 * share).toFixed(0)}% of the picture`);
     say(words, blank ? "The heatmap is blank: zero everywhere. The whole picture is kept."
       : `${name}: ${counted}; the largest has ${pixels} pixels, its box begins ` +
         ` ${left} from the left and ${top} from the top`);

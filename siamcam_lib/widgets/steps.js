@@ -76,7 +76,7 @@ function course() {
 // --- the view -----------------------------------------------------------------------------------
 
 const NAMES = ["A", "B"];
-const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
+const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
 const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toPrecision(2);
 const strongest = (map) => Math.max(...range(map).map(Math.abs));
 
